@@ -1,0 +1,116 @@
+"""How to train and how to sample: the parameters of the official API, checked when made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from tinker_async.errors import InvalidInputError
+
+LossFnType: TypeAlias = Literal[
+    "cross_entropy",
+    "importance_sampling",
+    "ppo",
+    "cispo",
+    "dro",
+    "gspo",
+    "stable_reinforce",
+    "custom",
+]
+
+
+def _check(holds: bool, field: str, says: str) -> None:
+    if not holds:
+        raise InvalidInputError(f"{field}: {says}", field=field)
+
+
+def _finite(value: float, field: str) -> None:
+    _check(math.isfinite(value), field, f"must be a finite number, got {value}")
+
+
+class LoraConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Shape of a LoRA adapter. At least one `train_*` must be true.
+
+    `seed` fixes the initial weights; None lets the server choose.
+    """
+
+    rank: int = msgspec.field(default_factory=lambda: 32)  # a factory, so that it is always sent
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.rank >= 1, "rank", f"must be at least 1, got {self.rank}")
+        _check(
+            self.train_unembed or self.train_mlp or self.train_attn,
+            "train_mlp",
+            "at least one of train_mlp, train_attn and train_unembed must be true",
+        )
+
+
+class AdamParams(msgspec.Struct, frozen=True):
+    """One AdamW step, as `torch.optim.AdamW`; weight decay is decoupled.
+
+    `grad_clip_norm` bounds the global gradient norm of the model; 0 leaves it free.
+    """
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            _finite(getattr(self, name), name)
+        _check(self.learning_rate >= 0, "learning_rate", "must not be negative")
+        _check(0 <= self.beta1 < 1, "beta1", "must be in [0, 1)")
+        _check(0 <= self.beta2 < 1, "beta2", "must be in [0, 1)")
+        _check(self.eps >= 0, "eps", "must not be negative")
+        _check(self.weight_decay >= 0, "weight_decay", "must not be negative")
+        _check(self.grad_clip_norm >= 0, "grad_clip_norm", "must not be negative")
+
+
+class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to draw tokens.
+
+    Args:
+        max_tokens: Most tokens to generate; None lets the server choose.
+        seed: Makes sampling repeatable; sample i of a request uses `seed + i`.
+        stop: A string, strings, or token ids that end a sample. None keeps the
+            model's own end-of-text tokens; an empty list disables every stop.
+        temperature: 0 is greedy.
+        top_k: Keep the k most likely tokens; -1 keeps all.
+        top_p: Keep the smallest set of tokens with at least this probability.
+    """
+
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: str | Sequence[str | int] | None = None
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self.max_tokens is None or self.max_tokens >= 1,
+            "max_tokens",
+            f"must be at least 1, got {self.max_tokens}",
+        )
+        _finite(self.temperature, "temperature")
+        _check(self.temperature >= 0, "temperature", "must not be negative")
+        _check(self.top_k == -1 or self.top_k >= 1, "top_k", "must be -1 (no limit) or at least 1")
+        _check(0 < self.top_p <= 1, "top_p", "must be in (0, 1]")
+        if self.stop is not None and not isinstance(self.stop, str):
+            kinds = {type(item) for item in self.stop}
+            _check(
+                kinds <= {str} or kinds <= {int},
+                "stop",
+                "must be a string, a list of strings or a list of token ids, not a mixture",
+            )
+            msgspec.structs.force_setattr(self, "stop", tuple(self.stop))

@@ -1,0 +1,266 @@
+"""Every exception of the library, in one tree under `TinkerError`.
+
+A message says what happened and where; `hint` says what to do. Facts are plain
+attributes (strings and numbers), so that every error pickles and none carries a
+secret or a live object. `retryable` says whether repeating the same request can
+help: the retry policy reads nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TinkerError(Exception):
+    """Base of all errors of this library; never raised itself."""
+
+    retryable: ClassVar[bool] = False
+
+    should_retry: bool | None = None
+    """The server's own verdict (`x-should-retry`), which beats `retryable`."""
+    delivery_in_doubt: bool = False
+    """Whether the failed request may have had its effect on the server all the same."""
+
+    def __init__(self, message: str, *, hint: str | None = None, **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self._facts = facts
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        verdicts = (self.should_retry, self.delivery_in_doubt)
+        return _rebuild, (type(self), self.message, self.hint, self._facts, verdicts)
+
+
+def _rebuild(
+    cls: type[TinkerError],
+    message: str,
+    hint: str | None,
+    facts: dict[str, Any],
+    verdicts: tuple[bool | None, bool],
+) -> TinkerError:
+    error = cls(message, hint=hint, **facts)
+    error.should_retry, error.delivery_in_doubt = verdicts
+    return error
+
+
+class ConfigError(TinkerError, ValueError):
+    """A setting is missing or malformed; nothing was sent."""
+
+
+class MissingExtraError(ConfigError, ImportError):
+    """An optional dependency is not installed; `hint` has the command that installs it."""
+
+
+class InvalidInputError(TinkerError, ValueError):
+    """An argument cannot be right; nothing was sent. `field` names it."""
+
+    field: str
+
+    def __init__(self, message: str, *, field: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, field=field)
+
+
+class TransportError(TinkerError):
+    """The request may or may not have reached the server."""
+
+    retryable = True
+
+
+class ConnectError(TransportError):
+    """No connection could be made: the request was certainly not sent."""
+
+
+class RequestTimeoutError(TransportError, TimeoutError):
+    """The server was silent for longer than the limit."""
+
+
+class ProtocolError(TransportError):
+    """The connection broke, or the peer's bytes were not HTTP."""
+
+
+class ResponseError(TinkerError):
+    """The server's answer could not be understood. Not a sign that the work failed."""
+
+    endpoint: str
+
+    def __init__(self, message: str, *, endpoint: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, endpoint=endpoint)
+
+
+class APIStatusError(TinkerError):
+    """The server answered with an HTTP error status.
+
+    `status` is the HTTP status, `endpoint` the path, `detail` the server's own text,
+    `retry_after_s` its wish for a pause (seconds) or None.
+    """
+
+    status: int
+    endpoint: str
+    detail: str
+    retry_after_s: float | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        endpoint: str = "",
+        detail: str = "",
+        retry_after_s: float | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            hint=hint,
+            status=status,
+            endpoint=endpoint,
+            detail=detail,
+            retry_after_s=retry_after_s,
+        )
+
+
+class BadRequestError(APIStatusError):
+    """400: the server refused the request's content."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: the credential is missing, wrong or expired."""
+
+
+class BillingError(APIStatusError):
+    """402: the account is out of credit or blocked."""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the credential is good, but not for this."""
+
+
+class NotFoundError(APIStatusError):
+    """404: no such endpoint, run, checkpoint or promise."""
+
+
+class ConflictError(APIStatusError):
+    """409: the thing exists already, or is in a state that excludes the request."""
+
+
+class GoneError(APIStatusError):
+    """410: it existed and is over, such as a session or a promise."""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: the body was read but is not what the endpoint takes."""
+
+
+class RateLimitError(APIStatusError):
+    """429: too much at once; wait and send again."""
+
+    retryable = True
+
+
+class InternalServerError(APIStatusError):
+    """5xx: the server failed."""
+
+    retryable = True
+
+
+class OverloadedError(APIStatusError):
+    """408 and 425: not now, but the request itself is fine."""
+
+    retryable = True
+
+
+class RequestFailedError(TinkerError):
+    """The server accepted an operation, then failed to carry it out.
+
+    `category` is `user` (the input was at fault), `server` or `unknown`.
+    """
+
+    category: str
+    request_id: str
+
+    def __init__(
+        self, message: str, *, category: str, request_id: str, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, category=category, request_id=request_id)
+
+
+class PromiseLostError(TinkerError):
+    """The server no longer knows a promise it gave (404 or 410 on its retrieval)."""
+
+    request_id: str
+
+    def __init__(self, message: str, *, request_id: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, request_id=request_id)
+
+
+class OperationWithdrawnError(TinkerError):
+    """The operation was withdrawn with `APIFuture.cancel()` before it was sent."""
+
+
+class SessionClosedError(TinkerError):
+    """The session was used outside its block, or its block ended first."""
+
+
+class SessionLostError(SessionClosedError):
+    """The server ended the session (410 on a heartbeat), or the credential was revoked."""
+
+
+class ModelPoisonedError(TinkerError):
+    """An earlier request of this model was lost, so later ones cannot be ordered.
+
+    The lost request's own error is the `__cause__`.
+    """
+
+
+class EngineStartError(TinkerError):
+    """The embedded engine could not be started; `detail` has the last lines it wrote."""
+
+    detail: str
+
+    def __init__(self, message: str, *, detail: str = "", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, detail=detail)
+
+
+_BY_STATUS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    402: BillingError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    408: OverloadedError,
+    409: ConflictError,
+    410: GoneError,
+    422: UnprocessableEntityError,
+    425: OverloadedError,
+    429: RateLimitError,
+}
+
+_HINTS: dict[int, str] = {
+    401: "check the API key",
+    402: "check the account's billing state",
+    403: "the key is valid but has no right to this",
+}
+
+
+def status_error(
+    status: int, *, endpoint: str, detail: str, retry_after_s: float | None = None
+) -> APIStatusError:
+    """Return the error for an HTTP error status, by table."""
+    cls = _BY_STATUS.get(status)
+    if cls is None:
+        cls = InternalServerError if status >= 500 else APIStatusError
+    text = f"{endpoint} answered {status}: {detail}" if detail else f"{endpoint} answered {status}"
+    return cls(
+        text,
+        status=status,
+        endpoint=endpoint,
+        detail=detail,
+        retry_after_s=retry_after_s,
+        hint=_HINTS.get(status),
+    )
