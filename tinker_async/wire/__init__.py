@@ -1,0 +1,1 @@
+"""Bytes of the protocol: the JSON messages, the protobuf codec and its tables. No I/O."""

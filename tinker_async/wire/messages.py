@@ -1,0 +1,246 @@
+"""JSON bodies of the protocol, for both sides: what the client writes, the server reads.
+
+Field names are the wire's. Requests leave out optional fields that have their
+default, since older servers refuse fields they do not know. Responses ignore unknown fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tinker_async.data.datum import Datum
+from tinker_async.data.model_input import ModelInput
+from tinker_async.data.params import AdamParams, LoraConfig, SamplingParams
+from tinker_async.data.results import Checkpoint, Cursor, TrainingRun
+from tinker_async.data.tensors import TensorData
+
+
+class ClientConfigRequest(msgspec.Struct, frozen=True):
+    sdk_version: str
+
+
+class ClientConfigResponse(msgspec.Struct, frozen=True):
+    """Limits and switches that the server sets; every field is optional."""
+
+    pjwt_auth_enabled: bool = False
+    credential_default_source: str = "api_key"
+    sample_dispatch_bytes_semaphore_size: int = 10_485_760
+    inflight_response_bytes_semaphore_size: int = 52_428_800
+    parallel_fwdbwd_chunks: bool = False
+    """Absent means serial: only a server that says so reorders by `seq_id`."""
+    proto_compress_fwdbwd: bool = False
+    fwdbwd_max_chunk_len: int = 1024
+    fwdbwd_max_chunk_bytes_count: int = 5_000_000
+    fwdbwd_dispatch_bytes_semaphore_size: int = 50_000_000
+    billing_exception_max_pause_duration_sec: int = 3600
+    sample_no_retries: bool = False
+    sample_enable_stuck_detection: bool = True
+    sample_max_concurrent_requests: int = 2000
+    use_pyqwest_transport: bool = True
+    sample_use_retrieve_futures: bool = False
+    custom_loss_server_side: bool = False
+    sample_join_sampling_session: bool = False
+
+
+class DynamicConfigResponse(msgspec.Struct, frozen=True):
+    refresh_interval_sec: int = 300
+    sample_cancel_enabled: bool = False
+    sample_cancel_max_batch_size: int = 64
+
+
+class CreateSessionRequest(msgspec.Struct, frozen=True, tag="create_session"):
+    tags: list[str]
+    user_metadata: dict[str, Any] | None
+    sdk_version: str
+    project_id: str | None | msgspec.UnsetType = msgspec.UNSET
+    display_name: str | None | msgspec.UnsetType = msgspec.UNSET
+
+
+class CreateSessionResponse(msgspec.Struct, frozen=True, tag="create_session"):
+    session_id: str
+    info_message: str | None = None
+    warning_message: str | None = None
+    error_message: str | None = None
+
+
+class SessionHeartbeatRequest(msgspec.Struct, frozen=True, tag="session_heartbeat"):
+    session_id: str
+
+
+class FinishReason(msgspec.Struct, frozen=True):
+    type: str
+    """`success`, `errored` or `interrupted`"""
+
+
+class FinishSessionRequest(msgspec.Struct, frozen=True):
+    reason: FinishReason
+    detail: str | None = None
+
+
+class UntypedAPIFuture(msgspec.Struct, frozen=True):
+    """A promise: what most operations answer at once."""
+
+    request_id: str
+    model_id: str | None = None
+    sample_sequence_ids: list[str] | None = None
+
+
+class RetrieveFutureRequest(msgspec.Struct, frozen=True):
+    request_id: str
+    allow_metadata_only: bool = False
+
+
+class CreateModelRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="create_model"):
+    session_id: str
+    model_seq_id: int
+    base_model: str
+    lora_config: LoraConfig | None = None
+    user_metadata: dict[str, Any] | None = None
+    optimizer_config: dict[str, Any] | None = None
+
+
+class CreateModelResponse(msgspec.Struct, frozen=True, tag="create_model"):
+    model_id: str
+
+
+class ModelRequest(msgspec.Struct, frozen=True):
+    """Body of `get_info` (and of `unload_model`)."""
+
+    model_id: str
+    type: str = "get_info"
+
+
+class ForwardBackwardInput(msgspec.Struct, frozen=True, omit_defaults=True):
+    data: list[Datum]
+    loss_fn: str
+    loss_fn_config: dict[str, float | str] | None = None
+
+
+class ForwardBackwardRequest(msgspec.Struct, frozen=True):
+    """JSON form of `forward_backward`, for servers of the 0.4 era."""
+
+    model_id: str
+    seq_id: int
+    forward_backward_input: ForwardBackwardInput
+
+
+class ForwardRequest(msgspec.Struct, frozen=True):
+    """JSON form of `forward`, for servers of the 0.4 era."""
+
+    model_id: str
+    seq_id: int
+    forward_input: ForwardBackwardInput
+
+
+class OptimStepRequest(msgspec.Struct, frozen=True, tag="optim_step"):
+    model_id: str
+    seq_id: int
+    adam_params: AdamParams
+
+
+class SaveWeightsRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="save_weights"):
+    model_id: str
+    path: str | None = None
+    """The checkpoint's name."""
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, str] | None = None
+
+
+class LoadWeightsRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="load_weights"):
+    path: str
+    optimizer: bool | None = None
+    model_id: str | None = None
+    seq_id: int | None = None
+    session_id: str | None = None
+    model_seq_id: int | None = None
+    base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+    optimizer_config: dict[str, Any] | None = None
+    weights_access_token: str | None = None
+
+
+class SaveWeightsForSamplerRequest(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="save_weights_for_sampler"
+):
+    model_id: str
+    path: str | None = None
+    sampling_session_seq_id: int | None = None
+    seq_id: int | None = None
+    kind: str = "snapshot"
+    ttl_seconds: int | None = None
+    user_metadata: dict[str, str] | None = None
+
+
+class SaveWeightsForSamplerResult(msgspec.Struct, frozen=True):
+    """A named save has `path`, an ephemeral one `sampling_session_id`; never both."""
+
+    path: str | None = None
+    sampling_session_id: str | None = None
+    type: str = "save_weights_for_sampler"
+
+
+class CreateSamplingSessionRequest(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="create_sampling_session"
+):
+    session_id: str
+    sampling_session_seq_id: int
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+class CreateSamplingSessionResponse(msgspec.Struct, frozen=True, tag="create_sampling_session"):
+    sampling_session_id: str
+
+
+class GetSamplerResponse(msgspec.Struct, frozen=True):
+    sampler_id: str
+    base_model: str
+    model_path: str | None = None
+
+
+class SampleRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="sample"):
+    prompt: ModelInput
+    sampling_params: SamplingParams
+    num_samples: int = msgspec.field(default=1)
+    sampling_session_id: str | None = None
+    seq_id: int | None = None
+    base_model: str | None = None
+    model_path: str | None = None
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: int = 0
+    topk_sample_logprobs: int = 0
+    target_prompt_logprobs: TensorData | None = None
+    prompt_alt_tokens_k: int = 0
+    prompt_logprobs_last_n: int | None = None
+    record_stability_info: bool | None = None
+
+
+class TryAgainResponse(msgspec.Struct, frozen=True, tag="try_again"):
+    request_id: str
+    queue_state: str = "active"
+    queue_state_reason: str | None = None
+
+
+class FailedResponse(msgspec.Struct, frozen=True):
+    """A promise that failed: HTTP 200 with `error`."""
+
+    error: str
+    category: str = "unknown"
+
+
+class CheckpointsResponse(msgspec.Struct, frozen=True):
+    checkpoints: list[Checkpoint]
+    cursor: Cursor | None = None
+
+
+class TrainingRunsResponse(msgspec.Struct, frozen=True):
+    training_runs: list[TrainingRun]
+    cursor: Cursor | None = None
+
+
+class WeightsInfoRequest(msgspec.Struct, frozen=True):
+    tinker_path: str
