@@ -1,0 +1,155 @@
+"""Who may send now and who has to wait: shares for the traffic classes, and the line.
+
+Both are plain state, changed only between awaits: no I/O, no clock, every step O(1).
+Rule: held polls never take the last places, and nothing takes the very last ones but
+`TrafficClass.SESSION`, so that a heartbeat always gets through.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import anyio
+import msgspec
+
+from tinker_async.transport import TrafficClass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SESSION = TrafficClass.SESSION
+_POLLING = TrafficClass.POLLING
+
+Place = TypeVar("Place")
+
+
+class TransportStatistics(msgspec.Struct, frozen=True):
+    """A transport at one instant, and its totals since it was opened."""
+
+    protocol: str
+    connections: int
+    """Open, those included that only finish what they have."""
+    connecting: int
+    in_flight: dict[TrafficClass, int]
+    """Requests that hold a connection or a stream."""
+    waiting: dict[TrafficClass, int]
+    """Requests in line."""
+    connections_opened: int
+    requests_started: int
+
+
+class Shares:
+    """Counts the places taken of `capacity`, and says which class may take another."""
+
+    __slots__ = ("_bulk_most", "_polls_most", "capacity", "taken", "taken_by")
+
+    def __init__(self, capacity: int) -> None:
+        self.taken = 0
+        self.taken_by = dict.fromkeys(TrafficClass, 0)
+        self.resize(capacity)
+
+    def resize(self, capacity: int) -> None:
+        """Set the number of places; what is taken stays taken."""
+        self.capacity = capacity
+        for_session = min(4, capacity // 8)
+        for_submissions = min(32, max(1, capacity // 5)) if capacity > 1 else 0
+        self._bulk_most = capacity - for_session
+        self._polls_most = capacity - for_session - for_submissions
+
+    def admits(self, traffic: TrafficClass) -> bool:
+        """Whether a request of this class may take a place now."""
+        if traffic is _SESSION:
+            return self.taken < self.capacity
+        if self.taken - self.taken_by[_SESSION] >= self._bulk_most or self.taken >= self.capacity:
+            return False
+        return traffic is not _POLLING or self.taken_by[_POLLING] < self._polls_most
+
+    def take(self, traffic: TrafficClass) -> None:
+        """Take a place."""
+        self.taken += 1
+        self.taken_by[traffic] += 1
+
+    def give_back(self, traffic: TrafficClass) -> None:
+        """Free a place."""
+        self.taken -= 1
+        self.taken_by[traffic] -= 1
+
+
+class Ticket(Generic[Place]):
+    """One waiter: `called` is set when it has a place or an error."""
+
+    __slots__ = ("called", "error", "number", "place", "traffic")
+
+    def __init__(self, traffic: TrafficClass, number: int) -> None:
+        self.traffic = traffic
+        self.number = number
+        self.called = anyio.Event()
+        self.place: Place | None = None
+        self.error: BaseException | None = None
+
+
+class Line(Generic[Place]):
+    """The waiting line: first come first served, save that `SESSION` goes first.
+
+    A class that may not take a place now lets those behind it pass.
+    """
+
+    def __init__(self, longest: int = 100_000) -> None:
+        self.longest = longest
+        self._queues: dict[TrafficClass, OrderedDict[Ticket[Place], None]] = {
+            traffic: OrderedDict() for traffic in TrafficClass
+        }
+        self._handed_out = 0
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def waiting(self, traffic: TrafficClass) -> int:
+        """How many of this class wait."""
+        return len(self._queues[traffic])
+
+    def join(self, traffic: TrafficClass) -> Ticket[Place]:
+        """Queue up at the end."""
+        self._handed_out += 1
+        ticket: Ticket[Place] = Ticket(traffic, self._handed_out)
+        self._queues[traffic][ticket] = None
+        self._length += 1
+        return ticket
+
+    def leave(self, ticket: Ticket[Place]) -> bool:
+        """Take a waiter out of the line; False if it was called already."""
+        queue = self._queues[ticket.traffic]
+        if ticket not in queue:
+            return False
+        del queue[ticket]
+        self._length -= 1
+        return True
+
+    def first(self, admits: Callable[[TrafficClass], bool]) -> Ticket[Place] | None:
+        """Return (and leave in line) the waiter whose turn it is, if any is admitted."""
+        best: Ticket[Place] | None = None
+        for traffic, queue in self._queues.items():
+            if queue and (best is None or next(iter(queue)).number < best.number):
+                if not admits(traffic):
+                    continue
+                best = next(iter(queue))
+                if traffic is _SESSION:
+                    return best
+        return best
+
+    def call(self, ticket: Ticket[Place], place: Place) -> None:
+        """Give a waiter its place and wake it."""
+        self.leave(ticket)
+        ticket.place = place
+        ticket.called.set()
+
+    def dismiss(self, error: Callable[[], BaseException]) -> None:
+        """Fail everybody in line, each with an error of its own."""
+        for queue in self._queues.values():
+            while queue:
+                ticket, _ = queue.popitem(last=False)
+                ticket.error = error()
+                ticket.called.set()
+        self._length = 0
