@@ -1,0 +1,91 @@
+"""Bad training data is refused before anything is sent, naming the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tinker_async import Datum, InvalidInputError, ModelInput
+from tinker_async.plan.checks import check_training_call
+
+TOKENS = ModelInput.from_ints([1, 2, 3])
+RL: dict[str, list[Any]] = {"target_tokens": [2, 3, 4], "logprobs": [0.0, -1, -1], "advantages": [0.0, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("data", "loss_fn", "config", "field"),
+    [
+        ([], "cross_entropy", None, "data"),
+        ([Datum(TOKENS, {})], "", None, "loss_fn"),
+        ([Datum(ModelInput.empty(), {})], "cross_entropy", None, "data[0].model_input"),
+        (
+            [Datum(TOKENS, {"weights": [1, 1, 1]})],
+            "cross_entropy",
+            None,
+            "data[0].loss_fn_inputs['target_tokens']",
+        ),
+        (
+            [Datum(TOKENS, {"target_tokens": [1, 2]})],
+            "cross_entropy",
+            None,
+            "data[0].loss_fn_inputs['target_tokens']",
+        ),
+        (
+            [Datum(TOKENS, {"target_tokens": [1, 2, 3], "weights": [1.0, float("nan"), 1]})],
+            "cross_entropy",
+            None,
+            "data[0].loss_fn_inputs['weights']",
+        ),
+        (
+            [
+                Datum(TOKENS, {"target_tokens": [1, 2, 3]}),
+                Datum(TOKENS, {"target_tokens": np.ones((3, 2), np.int64), "weights": [1, 1, 1]}),
+            ],
+            "cross_entropy",
+            None,
+            "data[1].loss_fn_inputs['weights']",
+        ),
+        (
+            [Datum(TOKENS, {"target_tokens": [1, 2, 3], "logprobs": [0, 0, 0]})],
+            "importance_sampling",
+            None,
+            "data[0].loss_fn_inputs['advantages']",
+        ),
+        ([Datum(TOKENS, RL)], "ppo", {"beta": 1.0}, "loss_fn_config['beta']"),
+        ([Datum(TOKENS, RL)], "dro", {"beta": float("inf")}, "loss_fn_config['beta']"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(
+    data: list[Datum], loss_fn: str, config: Any, field: str
+) -> None:
+    """Each case names its field."""
+    with pytest.raises(InvalidInputError) as caught:
+        check_training_call(data, loss_fn, config)
+
+    assert field == caught.value.field
+
+
+@pytest.mark.parametrize(
+    ("data", "loss_fn", "config"),
+    [
+        ([Datum(TOKENS, {"target_tokens": [1, 2, 3]})], "cross_entropy", None),
+        ([Datum(TOKENS, {"target_tokens": [1, 2, 3], "weights": [-1, 0, 2]})], "cross_entropy", {}),
+        ([Datum(TOKENS, RL)], "ppo", {"clip_low_threshold": 0.9}),
+        ([Datum(TOKENS, {"values": np.ones(7)})], "a_loss_of_the_future", {"mode": "x"}),
+        (
+            [
+                Datum(
+                    TOKENS,
+                    {"target_tokens": np.ones((3, 9), np.int64), "weights": np.zeros((3, 9))},
+                )
+            ],
+            "cross_entropy",
+            None,
+        ),
+    ],
+)
+def test_what_may_be_right_passes(data: list[Datum], loss_fn: str, config: Any) -> None:
+    """Unknown losses and keys are the server's to judge."""
+    check_training_call(data, loss_fn, config)
