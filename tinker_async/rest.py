@@ -1,0 +1,89 @@
+"""`RestClient`: reading and managing what is on the server. Plain requests, no queue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from tinker_async.api import endpoints
+from tinker_async.api.calls import Caller
+from tinker_async.data.paths import parse_path
+from tinker_async.data.results import Checkpoint, TrainingRun, WeightsInfoResponse
+from tinker_async.wire.messages import (
+    CheckpointsResponse,
+    TrainingRunsResponse,
+    WeightsInfoRequest,
+)
+
+_PAGE = 100
+
+
+class RestClient:
+    """Runs and checkpoints of this account. Made by `Session.rest`."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def get_training_run(self, training_run_id: str) -> TrainingRun:
+        """Return one run.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        return await self._caller.call_json(
+            endpoints.training_run(training_run_id), answer=TrainingRun
+        )
+
+    async def list_training_runs(self) -> AsyncIterator[TrainingRun]:
+        """Iterate over all runs, newest first, a page at a time."""
+        offset = 0
+        while True:
+            page = await self._caller.call_json(
+                endpoints.training_runs(limit=_PAGE, offset=offset), answer=TrainingRunsResponse
+            )
+            for run in page.training_runs:
+                yield run
+            offset += len(page.training_runs)
+            if len(page.training_runs) < _PAGE:
+                return
+
+    async def list_checkpoints(
+        self, training_run_id: str | None = None
+    ) -> AsyncIterator[Checkpoint]:
+        """Iterate over checkpoints: of one run, or of the account, newest first."""
+        offset = 0
+        while True:
+            page = await self._caller.call_json(
+                endpoints.checkpoints(training_run_id, limit=_PAGE, offset=offset),
+                answer=CheckpointsResponse,
+            )
+            for checkpoint in page.checkpoints:
+                yield checkpoint
+            offset += len(page.checkpoints)
+            if training_run_id is not None or len(page.checkpoints) < _PAGE:
+                return
+
+    async def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> None:
+        """Delete a checkpoint for good.
+
+        Raises:
+            InvalidInputError: Not a checkpoint's path.
+            NotFoundError: There is no such checkpoint.
+        """
+        path = parse_path(tinker_path, field="tinker_path")
+        await self._caller.call(
+            endpoints.delete_checkpoint(path.training_run_id, path.checkpoint_id)
+        )
+
+    async def get_weights_info_by_tinker_path(self, tinker_path: str) -> WeightsInfoResponse:
+        """Return what a checkpoint was trained on and how.
+
+        Raises:
+            InvalidInputError: Not a checkpoint's path.
+            NotFoundError: There is no such checkpoint.
+        """
+        parse_path(tinker_path, field="tinker_path")
+        return await self._caller.call_json(
+            endpoints.WEIGHTS_INFO,
+            WeightsInfoRequest(tinker_path=tinker_path),
+            answer=WeightsInfoResponse,
+        )

@@ -1,0 +1,103 @@
+"""Finding and loading a model's tokenizer, off the event loop.
+
+Sought in this order: a folder the user names, the server itself (the embedded one
+has it), the local Hugging Face cache, the hub.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from tinker_async.api import endpoints
+from tinker_async.api.calls import Caller
+from tinker_async.api.retry import RetryPolicy
+from tinker_async.errors import APIStatusError, ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_LLAMA3 = "thinkingmachineslabinc/meta-llama-3-instruct-tokenizer"
+_ONCE = RetryPolicy(max_attempts=1)
+
+
+async def load_tokenizer(
+    caller: Caller,
+    model_name: str,
+    *,
+    tokenizer_id: str | None = None,
+    folder: str | PathLike[str] | None = None,
+) -> Tokenizer:
+    """Load a tokenizer in a worker thread.
+
+    Raises:
+        ConfigError: It was not found; the message says where it was sought.
+        MissingExtraError: The `tokenizers` library is not installed.
+    """
+    _check_installed()
+    if folder is not None:
+        return await anyio.to_thread.run_sync(_from_folder, Path(folder))
+    try:
+        response = await caller.call(endpoints.tokenizer(model_name), policy=_ONCE)
+    except APIStatusError:
+        name = hub_id(model_name, tokenizer_id)
+        return await anyio.to_thread.run_sync(_from_hub, name, abandon_on_cancel=True)
+    return await anyio.to_thread.run_sync(_from_bytes, bytes(response.body))
+
+
+def hub_id(model_name: str, tokenizer_id: str | None) -> str:
+    """Return the Hugging Face id of a model's tokenizer.
+
+    A given id wins; Llama 3 has a public copy; of names with two slashes the first
+    two parts count; what follows a colon does not.
+    """
+    if tokenizer_id:
+        return tokenizer_id.partition(":")[0]
+    name = model_name.partition(":")[0]
+    if name.startswith("meta-llama/Llama-3"):
+        return _LLAMA3
+    return "/".join(name.split("/")[:2])
+
+
+def _check_installed() -> None:
+    try:
+        import tokenizers  # noqa: F401, PLC0415  # an optional extra, loaded on use
+    except ImportError as error:
+        raise MissingExtraError(
+            "get_tokenizer needs the tokenizers library",
+            hint="pip install 'tinker-async[tokenizers]'",
+        ) from error
+
+
+def _from_bytes(data: bytes) -> Tokenizer:
+    from tokenizers import Tokenizer  # noqa: PLC0415  # an optional extra, loaded on use
+
+    return Tokenizer.from_buffer(data)
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json" if folder.is_dir() else folder
+    try:
+        return _from_bytes(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"folder: no tokenizer.json in {folder}",
+            hint="name a folder that has one, or the file itself",
+        ) from error
+
+
+def _from_hub(name: str) -> Tokenizer:
+    from tokenizers import Tokenizer  # noqa: PLC0415  # an optional extra, loaded on use
+
+    try:
+        return Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises bare Exception for all failures
+        raise ConfigError(
+            f"no tokenizer for {name!r}: the server has none, nor the local cache, and the hub "
+            f"did not give one",
+            hint="pass folder= with a tokenizer.json",
+        ) from error
