@@ -1,0 +1,1 @@
+"""The embedded Tinker server: a real LoRA engine on this machine (extra `local`)."""
