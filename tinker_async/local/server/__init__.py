@@ -1,0 +1,1 @@
+"""HTTP code: no torch. Decodes requests, orders them, asks the engine thread, encodes answers."""

@@ -1,0 +1,60 @@
+"""The ASGI application: every endpoint in one table, the key at the gate, errors in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tinker_async.local.server.endpoints import futures, runs, sampling, sessions, training, weights
+from tinker_async.local.server.endpoints.routing import Handler
+from tinker_async.local.server.http import KeyGate, refuse, refuse_route
+from tinker_async.local.server.refusal import Refusal
+from tinker_async.local.server.service import Service
+
+PREFIX = "/api/v1"
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    *sessions.ROUTES,
+    *training.ROUTES,
+    *weights.ROUTES,
+    *sampling.ROUTES,
+    *futures.ROUTES,
+    *runs.ROUTES,
+)
+
+
+def make_app(service: Service, *, api_key: str) -> Starlette:
+    """Return the application. `service.run` must be running while it serves."""
+    routes = [
+        Route(PREFIX + path, _bound(service, handler), methods=[method])
+        for method, path, handler in ROUTES
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(KeyGate, api_key=api_key)],
+        exception_handlers={
+            Refusal: refuse,
+            HTTPException: refuse_route,
+            ClientDisconnect: _nobody_listens,
+            500: refuse,
+        },
+    )
+
+
+def _bound(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    # Starlette calls a function with the request alone; a partial would be taken for an ASGI app.
+    async def endpoint(request: Request) -> Response:
+        return await handler(service, request)
+
+    endpoint.__name__ = getattr(handler, "__name__", "endpoint")
+    return endpoint
+
+
+def _nobody_listens(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)

@@ -1,0 +1,77 @@
+"""Fetching results: held polls, protobuf or JSON, as often as the client likes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tinker_async.local.server.endpoints.routing import Handler, body_of
+from tinker_async.local.server.http import JSON, PROTOBUF, answer, parse
+from tinker_async.local.server.promises import Promise
+from tinker_async.local.server.refusal import Refusal
+from tinker_async.local.server.service import Service
+from tinker_async.wire import json as wire_json
+from tinker_async.wire.messages import FailedResponse, RetrieveFutureRequest, TryAgainResponse
+from tinker_async.wire.sampling import encode_sample_response
+from tinker_async.wire.training import encode_forward_backward_output
+
+
+async def retrieve_future(service: Service, request: Request) -> Response:
+    """Give a result, or `try_again` after holding the request for a while."""
+    wanted = parse(await body_of(service, request), RetrieveFutureRequest)
+    promise = service.promises.get(wanted.request_id)
+    with anyio.move_on_after(service.limits.hold_s):
+        while not (promise.settled or service.promises.stopping):
+            await promise.wait()
+    if promise.settled:
+        return _deliver(service, promise, request)
+    if service.promises.stopping:
+        raise Refusal(503, "the server is stopping", retry_after_s=1)
+    return answer(
+        TryAgainResponse(request_id=promise.request_id, queue_state_reason=promise.waits_for)
+    )
+
+
+def _deliver(service: Service, promise: Promise, request: Request) -> Response:
+    outcome = promise.outcome
+    protobuf = (
+        promise.kind != "json"
+        and not isinstance(outcome, FailedResponse)
+        and PROTOBUF in request.headers.get("accept", "")
+    )
+    content = b"".join(_protobuf(promise, outcome)) if protobuf else _json(promise, outcome)
+    service.promises.delivered(promise, len(content))
+    return Response(content, media_type=PROTOBUF if protobuf else JSON)
+
+
+def _protobuf(promise: Promise, outcome: Any) -> Any:
+    if promise.kind == "sample":
+        return encode_sample_response(outcome)
+    return encode_forward_backward_output(outcome)
+
+
+def _json(promise: Promise, outcome: Any) -> bytes:
+    if isinstance(outcome, FailedResponse) or promise.kind == "json":
+        return wire_json.encode(outcome)
+    if promise.kind == "sample":
+        return wire_json.sample_response_to_json(outcome)
+    return wire_json.forward_backward_output_to_json(outcome)
+
+
+async def cancel_future(service: Service, request: Request) -> Response:
+    """Stop a sample; anything else goes on, since later requests of a model build on it."""
+    wanted = parse(await body_of(service, request), RetrieveFutureRequest)
+    promise = service.promises.get(wanted.request_id)
+    if promise.kind == "sample" and not promise.settled:
+        promise.settle(FailedResponse(error="the sample was cancelled", category="user"))
+        service.port.cancel_sample(promise.request_id)
+    return answer({})
+
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/retrieve_future", retrieve_future),
+    ("POST", "/cancel_future", cancel_future),
+)

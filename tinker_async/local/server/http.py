@@ -1,0 +1,153 @@
+"""Reading request bodies and writing answers, the same way for every endpoint.
+
+A body is always read to its end, also when the answer is a refusal: an HTTP/2
+connection stalls behind a body that nobody takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import re
+from typing import Any, TypeVar
+
+import msgspec
+import zstandard
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tinker_async.local.server.refusal import Refusal
+from tinker_async.wire import json as wire_json
+from tinker_async.wire.protobuf import DecodeError
+
+T = TypeVar("T")
+
+_AT = re.compile(r"at `\$\.([^`]*)`|field `([^`]*)`")
+"""Where the JSON decoder's message names the field at fault."""
+
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
+
+
+class Body:
+    """A request's body, decompressed, with a digest that tells repetitions from reuse."""
+
+    __slots__ = ("data", "digest")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.digest = hashlib.sha256(data).digest()
+
+
+async def read_body(request: Request, *, limit_bytes: int) -> Body:
+    """Read a body to its end, undoing zstd.
+
+    Raises:
+        Refusal: 413 above the limit (after decompression too), 415 another encoding,
+            400 broken zstd.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= limit_bytes:
+            parts.append(part)
+    if size > limit_bytes:
+        raise Refusal(413, f"the body has {size} bytes, the limit is {limit_bytes}")
+    data = b"".join(parts)
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "zstd":
+        data = _unzstd(data, limit_bytes)
+    elif encoding != "identity":
+        raise Refusal(415, f"content-encoding {encoding!r} is not understood")
+    return Body(data)
+
+
+def _unzstd(data: bytes, limit_bytes: int) -> bytes:
+    # Streaming with a count of our own: a one-shot call would believe the size that
+    # the frame declares.
+    reader = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data))
+    try:
+        plain = reader.read(limit_bytes + 1)
+    except zstandard.ZstdError as error:
+        raise Refusal(400, f"the body is not zstd: {error}") from error
+    if len(plain) > limit_bytes:
+        raise Refusal(413, f"the decompressed body is larger than {limit_bytes} bytes")
+    return plain
+
+
+def parse(body: Body, type_: type[T]) -> T:
+    """Decode a JSON body.
+
+    Raises:
+        Refusal: 400 not JSON; 422 JSON, but not what the endpoint takes.
+    """
+    try:
+        return wire_json.decode(body.data, type_)
+    except DecodeError as error:
+        field = _AT.search(str(error))
+        status = 422 if isinstance(error.__cause__, msgspec.ValidationError) else 400
+        raise Refusal(status, str(error), field=field and (field[1] or field[2])) from error
+
+
+def answer(value: Any, *, status: int = 200) -> Response:
+    """Return a JSON answer."""
+    return Response(wire_json.encode(value), status_code=status, media_type=JSON)
+
+
+async def refuse_route(request: Request, error: Exception) -> Response:
+    """Answer for a path or method that does not exist."""
+    await _drain(request.receive)  # no handler has read the body
+    return refuse(request, error)
+
+
+def refuse(_request: Request, error: Exception) -> Response:
+    """Turn a `Refusal` or an error of the routing into its answer."""
+    headers: dict[str, str] = {}
+    content: dict[str, str] = {}
+    if isinstance(error, Refusal):
+        status, detail = error.status, error.detail
+        if error.field is not None:
+            content["field"] = error.field
+        if error.retry_after_s is not None:
+            headers["retry-after"] = str(error.retry_after_s)
+    elif isinstance(error, HTTPException):
+        status, detail = error.status_code, error.detail
+        headers.update(error.headers or {})
+    else:
+        status, detail = 500, "the server failed; its log has the details"
+    content = {"detail": detail, **content}
+    return Response(wire_json.encode(content), status, headers, media_type=JSON)
+
+
+class KeyGate:
+    """Lets only requests with the right `X-API-Key` through; health checks need none."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
+        self._app = app
+        self._key = api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI connection."""
+        if scope["type"] != "http" or scope["path"] == "/api/v1/healthz" or self._admits(scope):
+            await self._app(scope, receive, send)
+            return
+        await _drain(receive)
+        response = refuse(Request(scope), Refusal(401, "the X-API-Key header is missing or wrong"))
+        await response(scope, receive, send)
+
+    def _admits(self, scope: Scope) -> bool:
+        return any(
+            name == b"x-api-key" and hmac.compare_digest(value, self._key)
+            for name, value in scope["headers"]
+        )
+
+
+async def _drain(receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return

@@ -1,0 +1,164 @@
+"""A lane runs the requests of one model one after another, in the order of their numbers.
+
+Numbers start at 1. What arrives early is held until its predecessors have arrived;
+what arrives twice gets the promise of the first time. A request that fails has used
+its number up: the lane goes on with the next.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import anyio
+import msgspec
+import structlog
+
+from tinker_async.errors import InvalidInputError
+from tinker_async.local.server.promises import Promise
+from tinker_async.local.server.refusal import Refusal
+
+Operation: TypeAlias = Callable[[], Awaitable[Any]]
+"""Does the work and returns the result."""
+
+log = structlog.get_logger("tinker_async")
+
+_REMEMBERED = 10_000
+"""Numbers whose promises are still known, so that a late repetition gets the same answer."""
+
+
+class _Entry(msgspec.Struct, frozen=True, eq=False):
+    promise: Promise
+    operation: Operation
+    size_bytes: int
+
+
+class Lane:
+    """The queue of one model. `run` is its life; whoever starts it owns it."""
+
+    def __init__(self, *, limit: int, limit_bytes: int) -> None:
+        self._next = 1
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._waiting_bytes = 0
+        self._held: dict[int, _Entry] = {}
+        self._held_since_s = 0.0
+        self._ready: deque[_Entry] = deque()
+        self._seen: OrderedDict[int, tuple[bytes, Promise]] = OrderedDict()
+        self._wake = anyio.Event()
+        self._closed = False
+
+    def repeated(self, seq_id: int | None, digest: bytes) -> Promise | None:
+        """Return the promise of a request that has been here before, or None.
+
+        Raises:
+            Refusal: 422 a number below 1; 409 the number was used for something else;
+                410 it was used too long ago to tell.
+        """
+        if seq_id is None:
+            return None
+        if seq_id < 1:
+            raise Refusal(422, f"seq_id must be at least 1, got {seq_id}", field="seq_id")
+        known = self._seen.get(seq_id)
+        if known is None:
+            if seq_id < self._next:
+                raise Refusal(410, f"request {seq_id} was done long ago", field="seq_id")
+            return None
+        if known[0] != digest:
+            raise Refusal(409, f"seq_id {seq_id} was used for another request", field="seq_id")
+        return known[1]
+
+    def check_room(self, seq_id: int | None, size_bytes: int) -> None:
+        """Refuse with 429 when too much is waiting.
+
+        The number that the held ones wait for always has room, or a full lane could
+        never drain.
+        """
+        if seq_id == self._next and self._held:
+            return
+        waiting = len(self._held) + len(self._ready)
+        if waiting and (
+            waiting >= self._limit or self._waiting_bytes + size_bytes > self._limit_bytes
+        ):
+            raise Refusal(429, "too many requests of this model are waiting", retry_after_s=1)
+
+    def admit(
+        self,
+        seq_id: int | None,
+        digest: bytes,
+        promise: Promise,
+        operation: Operation,
+        *,
+        size_bytes: int = 0,
+    ) -> None:
+        """Queue an operation whose number is new; None means: after what is ready now."""
+        entry = _Entry(promise, operation, size_bytes)
+        self._waiting_bytes += size_bytes
+        if seq_id is None:
+            self._ready.append(entry)
+        else:
+            self._remember(seq_id, digest, promise)
+            if not self._held:
+                self._held_since_s = anyio.current_time()
+            self._held[seq_id] = entry
+            promise.waits_for = f"request {self._next} of this model has not arrived yet"
+            self._release()
+        self._wake.set()
+
+    def _remember(self, seq_id: int, digest: bytes, promise: Promise) -> None:
+        self._seen[seq_id] = (digest, promise)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def _release(self) -> None:
+        while (entry := self._held.pop(self._next, None)) is not None:
+            entry.promise.waits_for = None
+            self._ready.append(entry)
+            self._next += 1
+            self._held_since_s = anyio.current_time()
+
+    def give_up_gap(self, waited_s: float) -> None:
+        """Fail what has been held longer than this: its predecessor was lost for good."""
+        if not self._held or anyio.current_time() - self._held_since_s < waited_s:
+            return
+        missing = self._next
+        self._next = max(self._held) + 1
+        entries, self._held = self._held, {}
+        for entry in entries.values():
+            self._waiting_bytes -= entry.size_bytes
+            entry.promise.settle(
+                InvalidInputError(f"request {missing} of this model never arrived", field="seq_id")
+            )
+
+    async def run(self) -> None:
+        """Carry out operations until `close`."""
+        while not self._closed:
+            while self._ready and not self._closed:
+                entry = self._ready.popleft()
+                await self._carry_out(entry)
+                self._waiting_bytes -= entry.size_bytes
+            if not self._closed:
+                self._wake = anyio.Event()
+                await self._wake.wait()
+
+    async def _carry_out(self, entry: _Entry) -> None:
+        if entry.promise.settled:
+            return
+        try:
+            outcome: Any = await entry.operation()
+        except InvalidInputError as error:
+            outcome = error
+        except Exception as error:  # the boundary: one operation's fault must not end the lane
+            log.exception("operation_failed", request_id=entry.promise.request_id)
+            outcome = error
+        entry.promise.settle(outcome)
+
+    def close(self, reason: str) -> None:
+        """Fail all that waits; `run` returns after the operation that is running."""
+        self._closed = True
+        for entry in (*self._ready, *self._held.values()):
+            entry.promise.settle(InvalidInputError(reason, field="model_id"))
+        self._ready.clear()
+        self._held.clear()
+        self._wake.set()

@@ -1,0 +1,85 @@
+"""The bridge to the engine thread: jobs go in, results come back in the event loop.
+
+The engine thread never waits for the event loop: a result is posted and the
+thread goes on computing. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import anyio
+from anyio.lowlevel import current_token
+
+from tinker_async.local.engine.jobs import Job, Result
+
+Done = Callable[[Result], None]
+
+
+class Engine(Protocol):
+    """What the server needs of `EngineThread`."""
+
+    def submit(self, job: Job, done: Done) -> None:
+        """Queue a job; `done` is called once, in the engine thread."""
+        ...
+
+    def cancel_sample(self, key: str) -> None:
+        """Stop a sample that is queued or running."""
+        ...
+
+
+class EnginePort:
+    """An `Engine` as the event loop sees it. Make it inside the loop that will use it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._post = poster()
+
+    def submit(self, job: Job, done: Done) -> None:
+        """Queue a job; `done` is called once in the event loop, with result or exception."""
+        post = self._post
+        self._engine.submit(job, lambda result: post(done, result))
+
+    async def run(self, job: Job) -> Any:
+        """Queue a job and return its result. Cancelling stops the wait, not the job.
+
+        Raises:
+            InvalidInputError: What the user sent was at fault.
+            Exception: Whatever else the job raised: the engine is at fault.
+        """
+        finished = anyio.Event()
+        results: list[Result] = []
+
+        def done(result: Result) -> None:
+            results.append(result)
+            finished.set()
+
+        self.submit(job, done)
+        await finished.wait()
+        if isinstance(results[0], BaseException):
+            raise results[0]
+        return results[0]
+
+    def cancel_sample(self, key: str) -> None:
+        """Stop a sample that is queued or running."""
+        self._engine.cancel_sample(key)
+
+
+def poster() -> Callable[[Done, Result], None]:
+    """Return a function that calls `done(result)` in this event loop, from any thread.
+
+    It does not wait, and does nothing when the loop has ended.
+    """
+    native: Any = current_token().native_token
+    # trio's token and asyncio's loop each have a call that may come from any thread
+    # and does not block; anyio's own `from_thread.run_sync` would block the engine.
+    call = getattr(native, "run_sync_soon", None) or native.call_soon_threadsafe
+
+    def post(done: Done, result: Result) -> None:
+        try:
+            call(done, result)
+        except RuntimeError:
+            return  # the loop has ended: nobody is left to hear
+
+    return post
