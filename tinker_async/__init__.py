@@ -189,8 +189,8 @@ __all__ = (
     "TransportError",
     "UnprocessableEntityError",
     "WeightsInfoResponse",
-    "parse_path",
     "__version__",
+    "parse_path",
 )
 
 

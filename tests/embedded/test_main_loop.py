@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+import torch
 from support.embedded_engine import Engine
 
 from tinker_async import (
@@ -144,6 +145,10 @@ async def test_top_k_prompt_log_probs_are_ordered_and_include_the_prompt(engine:
         assert dict(row)[token] == pytest.approx(response.prompt_logprobs[value], abs=1e-5)
 
 
+def _minus_sum(_: Any, logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    return -torch.cat(logprobs).sum(), {}
+
+
 async def test_a_custom_loss_equals_the_built_in_one(engine: Engine) -> None:
     """-sum(p) written in torch has the gradient of cross_entropy: the same next weights."""
     with anyio.fail_after(60):
@@ -153,9 +158,7 @@ async def test_a_custom_loss_equals_the_built_in_one(engine: Engine) -> None:
                 trainer = await session.create_lora_training_client(engine.model, rank=4, seed=5)
                 for _ in range(2):
                     if custom:
-                        trainer.forward_backward_custom(
-                            [datum(SECRET)], lambda _, p: (-sum(x.sum() for x in p), {})
-                        )
+                        trainer.forward_backward_custom([datum(SECRET)], _minus_sum)
                     else:
                         trainer.forward_backward([datum(SECRET)], "cross_entropy")
                     trainer.optim_step(ADAM)

@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_base_model_is_refused(
     model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
     with torch.no_grad():
         model.model.norm.weight[0] += 1
-    other = BaseModel(model.eval(), name="other/model")
+    other = BaseModel(model, name="other/model")
     (tmp_path / "saved").mkdir()
     save_training(other, shaken(other), tmp_path / "saved")
     with pytest.raises(InvalidInputError, match="'other/model', not to this 'test/tiny'"):

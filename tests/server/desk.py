@@ -14,14 +14,19 @@ import msgspec
 from server.engine_double import CARD, HandEngine
 from starlette.applications import Starlette
 
+from tinker_async.data.datum import Datum
+from tinker_async.data.model_input import ModelInput
 from tinker_async.local.server.app import PREFIX, make_app
 from tinker_async.local.server.folders import Folders
 from tinker_async.local.server.ownership import lock_folder
 from tinker_async.local.server.port import EnginePort
 from tinker_async.local.server.service import Limits, Service
 from tinker_async.local.server.store import Store
+from tinker_async.wire.training import encode_forward_backward
 
 KEY = "tml-test"
+PROTOBUF = "application/x-protobuf"
+DATUM = Datum(ModelInput.from_ints([1, 2, 3]), {"target_tokens": [2, 3, 4], "weights": [1, 1, 1]})
 
 
 class Reply(msgspec.Struct):
@@ -162,3 +167,22 @@ async def until(holds: Callable[[], bool]) -> None:
     with anyio.fail_after(5):
         while not holds():  # noqa: ASYNC110  # nobody tells: that is what housekeeping means
             await anyio.sleep(0.005)
+
+
+async def sampler(desk: Desk, session_id: str, number: int = 0, **more: Any) -> str:
+    more = more or {"base_model": "tiny"}
+    body = {"session_id": session_id, "sampling_session_seq_id": number, **more}
+    created = await desk.ok("/create_sampling_session", body)
+    return str(created["sampling_session_id"])
+
+
+def forward_backward_body(model_id: str, seq_id: int, loss_fn: str = "cross_entropy") -> bytes:
+    parts = encode_forward_backward(
+        model_id=model_id,
+        seq_id=seq_id,
+        data=[DATUM],
+        loss_fn=loss_fn,
+        loss_fn_config=None,
+        forward_only=False,
+    )
+    return b"".join(parts)

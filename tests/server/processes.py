@@ -24,8 +24,11 @@ STOP_S = 30
 class RunningServer:
     """A process of `tinker-async serve`, and one connection at a time to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], ready: dict[str, Any]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], ready: dict[str, Any], data_dir: Path
+    ) -> None:
         self.process = process
+        self.data_dir = data_dir
         self.url: str = ready["url"]
         self.models: list[str] = ready["models"]
         self.api_key: str = ready["api_key"]
@@ -98,7 +101,7 @@ def start_server(data_dir: Path, *more: str, model: str = "tiny-llama") -> Itera
         assert process.stdout is not None
         ready = msgspec.json.decode(process.stdout.readline())
         watchdog.cancel()
-        yield RunningServer(process, ready)
+        yield RunningServer(process, ready, data_dir)
     finally:
         watchdog.cancel()
         process.kill()

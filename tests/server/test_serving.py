@@ -198,18 +198,16 @@ def test_a_wrong_setting_is_one_line_and_a_hint(tmp_path: Path, more: list[str],
     assert "Traceback" not in process.stderr
 
 
-def test_one_data_directory_has_one_server(server: RunningServer, tmp_path: Path) -> None:
+def test_one_data_directory_has_one_server(server: RunningServer) -> None:
     """The second one is told so instead of mixing its files with the first one's."""
-    data_dir = str(tmp_path / "shared")
-    with start_server(Path(data_dir)):
-        second = subprocess.run(
-            command(Path(data_dir)),
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=START_S,
-            check=False,
-        )
+    second = subprocess.run(
+        command(server.data_dir),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=START_S,
+        check=False,
+    )
     assert second.returncode == 2
     assert "another server uses the data directory" in second.stderr
 

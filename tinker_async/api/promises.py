@@ -28,8 +28,14 @@ from tinker_async.errors import (
 )
 from tinker_async.transport import Buffer, TrafficClass
 from tinker_async.wire import json as wire_json
-from tinker_async.wire import promises as wire_promises
 from tinker_async.wire.messages import RetrieveFutureRequest
+from tinker_async.wire.promises import (
+    CompleteMetadata,
+    Failed,
+    PromiseAnswer,
+    TryAgain,
+    parse_promise_answer,
+)
 from tinker_async.wire.protobuf import DecodeError
 
 PATH = "/api/v1/retrieve_future"
@@ -108,13 +114,13 @@ async def retrieve(
         if content_type is not None and PROTOBUF in content_type:
             return PromiseResult(response.body, is_protobuf=True)
         answer = _parse(response.body, content_type)
-        if isinstance(answer, wire_promises.TryAgain):
+        if isinstance(answer, TryAgain):
             if on_queue_state is not None and answer.queue_state is not None:
                 on_queue_state(answer.queue_state, answer.queue_state_reason)
             await anyio.sleep(pace.after(anyio.current_time() - started))
-        elif isinstance(answer, wire_promises.Failed):
+        elif isinstance(answer, Failed):
             raise RequestFailedError(answer.error, category=answer.category, request_id=request_id)
-        elif isinstance(answer, wire_promises.CompleteMetadata):
+        elif isinstance(answer, CompleteMetadata):
             raise ResponseError(
                 "the server sent a result's size where the result was asked for", endpoint=PATH
             )
@@ -122,9 +128,9 @@ async def retrieve(
             return PromiseResult(answer.body, is_protobuf=False)
 
 
-def _parse(body: Buffer, content_type: bytes | None) -> wire_promises.PromiseAnswer:
+def _parse(body: Buffer, content_type: bytes | None) -> PromiseAnswer:
     try:
-        return wire_promises.parse_promise_answer(body, content_type)
+        return parse_promise_answer(body, content_type)
     except DecodeError as error:
         raise ResponseError(
             f"{PATH} answered in an unknown form: {error}", endpoint=PATH

@@ -35,6 +35,6 @@ HELD_OUT: tuple[str, ...] = (
 
 BREVITY: tuple[str, ...] = (
     "What is the capital of France?",
-    "What color is the sky?",
+    "Say yes or no: can birds fly?",
 )
 """Asked in the reinforcement loop, which rewards short answers."""

@@ -101,7 +101,6 @@ class Http2State(h2.connection.H2Connection):
         self.send_headers(stream_id, headers, end_stream=end_stream)
         stream: Any = self.streams[stream_id]
         stream._initialize_content_length = _ignore  # noqa: SLF001 - see the class docstring
-        stream._track_content_length = _ignore  # noqa: SLF001
 
     @property
     def has_output(self) -> bool:

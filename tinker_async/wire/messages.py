@@ -54,8 +54,8 @@ class CreateSessionRequest(msgspec.Struct, frozen=True, tag="create_session"):
     tags: list[str]
     user_metadata: dict[str, Any] | None
     sdk_version: str
-    project_id: str | None | msgspec.UnsetType = msgspec.UNSET
-    display_name: str | None | msgspec.UnsetType = msgspec.UNSET
+    project_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    display_name: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class CreateSessionResponse(msgspec.Struct, frozen=True, tag="create_session"):

@@ -102,8 +102,6 @@ def tensor_data(message: schema.Tensor, name: str) -> TensorData:
     csr = message.sparse_csr
     raw = array_view((message.dense or b"") if csr is None else csr.values, element, name)
     data, dtype = widened(raw, message.dtype)
-    if message.shape and min(message.shape) < 0:
-        raise DecodeError(f"{name}: shape {list(message.shape)} has a negative dimension")
     try:
         return TensorData(
             data=data,
