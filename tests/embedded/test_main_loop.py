@@ -20,6 +20,7 @@ from tinker_async import (
     RequestFailedError,
     SamplingParams,
     Session,
+    TensorData,
     TrainingClient,
 )
 
@@ -165,6 +166,32 @@ async def test_a_custom_loss_equals_the_built_in_one(engine: Engine) -> None:
                 output = await trainer.forward([datum(SECRET)], "cross_entropy")
                 losses.append(output.metrics["loss:sum"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+async def test_distributions_as_targets_travel_dense_and_sparse(engine: Engine) -> None:
+    """(N, K) targets with all weight on the first choice are the plain loss, CSR or not."""
+    n, k = len(SECRET) - 1, 8
+    targets = np.zeros((n, k), np.int64)
+    targets[:, 0] = SECRET[1:]
+    weights = np.zeros((n, k), np.float32)
+    weights[:, 0] = 1
+    dense = {
+        name: TensorData(data=array, dtype=dtype, shape=(n, k))
+        for name, array, dtype in (
+            ("target_tokens", targets, "int64"),
+            ("weights", weights, "float32"),
+        )
+    }
+    sparse = datum(SECRET, target_tokens=targets, weights=weights)
+    assert sparse.loss_fn_inputs["target_tokens"].is_sparse
+    with anyio.fail_after(60):
+        async with engine.session() as session:
+            trainer = await session.create_lora_training_client(engine.model, rank=4)
+            plain = await trainer.forward([datum(SECRET)], "cross_entropy")
+            for case in (sparse, datum(SECRET, **dense)):
+                output = await trainer.forward([case], "cross_entropy")
+                assert plain.metrics["loss:sum"] == pytest.approx(output.metrics["loss:sum"])
+                assert (n, k) == output.loss_fn_outputs[0]["logprobs"].dense_shape
 
 
 async def test_checkpoints_are_listed_and_deleted(engine: Engine) -> None:
