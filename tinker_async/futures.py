@@ -140,6 +140,10 @@ class APIFuture(Generic[T]):
             self._observed = True
         return self._error
 
+    def describe_error(self) -> str:
+        """Return the error's class and text; looking this way does not count as observing."""
+        return f"{type(self._error).__name__}: {self._error}"
+
     def __repr__(self) -> str:
         state = "pending" if not self._done else ("failed" if self._error else "done")
         queue = f", {self.queue_state}" if self.queue_state and not self._done else ""

@@ -22,6 +22,7 @@ import structlog
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, decode_json
+from tinker_async.api.handshake import ask_limits, ask_switches, open_session
 from tinker_async.api.promises import RETRIEVE_JSON, retrieve
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.heartbeat import Heartbeat
@@ -41,7 +42,6 @@ from tinker_async.errors import (
     BadRequestError,
     ConfigError,
     InvalidInputError,
-    NotFoundError,
     SessionClosedError,
     SessionLostError,
     TinkerError,
@@ -55,14 +55,12 @@ from tinker_async.transport.lanes import TransportStatistics
 from tinker_async.transport.opening import OpenTransport, open_transport
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import (
-    ClientConfigRequest,
     ClientConfigResponse,
     CreateModelRequest,
     CreateModelResponse,
     CreateSamplingSessionRequest,
     CreateSamplingSessionResponse,
     CreateSessionRequest,
-    CreateSessionResponse,
     DynamicConfigResponse,
     FinishReason,
     FinishSessionRequest,
@@ -73,8 +71,6 @@ from tinker_async.wire.messages import (
 
 log = structlog.get_logger("tinker_async")
 
-_FIRST_CONTACT = RetryPolicy(max_attempts=3, base_s=0.2)
-"""A wrong address or key shall be told in seconds, not minutes."""
 _FINISH_GRACE_S = 5.0
 _HEARTBEAT_S = 10.0
 _SHORTEST_REFRESH_S = 10.0
@@ -233,15 +229,12 @@ class Session(anyio.AsyncContextManagerMixin):
                 open_transport(config.base_url, ssl_context=self._ssl_context, http2=self._http2)
             )
             caller = Caller(transport, config, self._policy)
-            limits, dynamic = await _handshake(caller)
-            created = await caller.call_json(
-                endpoints.CREATE_SESSION, self._about, answer=CreateSessionResponse
-            )
-            _log_messages(created)
-            stack.push_async_callback(self._say_how_it_ended, caller, created.session_id)
+            limits, dynamic = await ask_limits(caller), await ask_switches(caller)
+            session_id = await open_session(caller, self._about)
+            stack.push_async_callback(self._say_how_it_ended, caller, session_id)
             with lone_errors():
                 async with anyio.create_task_group() as tasks:
-                    self._parts = _Parts(transport, caller, limits, tasks, created.session_id)
+                    self._parts = _Parts(transport, caller, limits, tasks, session_id)
                     if engine is not None:
                         tasks.start_soon(_watch, engine.process)
                     async with self._background(self._parts, dynamic):
@@ -293,7 +286,7 @@ class Session(anyio.AsyncContextManagerMixin):
         while True:
             await anyio.sleep(max(interval_s, _SHORTEST_REFRESH_S))
             try:
-                config = await _dynamic_config(parts.caller)
+                config = await ask_switches(parts.caller)
             except TinkerError as error:
                 log.info("config_not_refreshed", error=type(error).__name__)
             else:
@@ -302,16 +295,18 @@ class Session(anyio.AsyncContextManagerMixin):
 
     def _note_settled(self, future: APIFuture[Any]) -> None:
         if future.failed_unobserved:
-            log.warning("operation_failed", operation=future.operation)
+            log.warning(
+                "operation_failed", operation=future.operation, error=future.describe_error()
+            )
             self._unobserved.append(future)
 
     def _raise_unobserved(self) -> None:
-        errors = [f.error for f in self._unobserved if f.failed_unobserved]
-        found = [error for error in errors if isinstance(error, TinkerError)]
-        if len(found) == 1:
-            raise found[0]
-        if found:
-            raise ExceptionGroup("operations failed that nobody awaited", found)
+        failed = [future for future in self._unobserved if future.failed_unobserved]
+        errors = [error for future in failed if (error := future.error) is not None]
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise BaseExceptionGroup("operations failed that nobody awaited", errors)
 
     def _open_parts(self) -> _Parts:
         if self._ended is not None:
@@ -560,35 +555,6 @@ async def _watch(engine: anyio.abc.Process) -> None:
         f"the embedded engine's process ended with status {status}",
         hint="open a new session and continue from a checkpoint in data_dir",
     )
-
-
-async def _handshake(caller: Caller) -> tuple[ClientConfigResponse, DynamicConfigResponse]:
-    """Ask for limits and switches; servers without either endpoint get the defaults."""
-    about = ClientConfigRequest(sdk_version=SDK_VERSION)
-    try:
-        limits = await caller.call_json(
-            endpoints.CLIENT_CONFIG, about, answer=ClientConfigResponse, policy=_FIRST_CONTACT
-        )
-    except NotFoundError:
-        limits = ClientConfigResponse()
-    return limits, await _dynamic_config(caller)
-
-
-async def _dynamic_config(caller: Caller) -> DynamicConfigResponse:
-    about = ClientConfigRequest(sdk_version=SDK_VERSION)
-    try:
-        return await caller.call_json(
-            endpoints.DYNAMIC_CONFIG, about, answer=DynamicConfigResponse, policy=_FIRST_CONTACT
-        )
-    except NotFoundError:
-        return DynamicConfigResponse()
-
-
-def _log_messages(created: CreateSessionResponse) -> None:
-    for level in ("info", "warning", "error"):
-        text = getattr(created, f"{level}_message")
-        if text:
-            getattr(log, level)("server_message", text=text)
 
 
 def _given(value: str | None) -> str | msgspec.UnsetType:

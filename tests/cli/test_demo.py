@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -43,11 +45,11 @@ def test_the_demo_learns_and_reports_as_json(backend: str, model: str, tmp_path:
     """stdout is the report alone; both numbers move the right way; files and checkpoints stay."""
     out = tmp_path / "out"
     done = _run("--model", model, "--backend", backend, "--out", str(out), "--json")
-    assert (done.returncode, b"" if done.returncode == 0 else done.stderr) == (0, b"")
+    assert done.returncode == 0, done.stderr.decode()
     report = msgspec.json.decode(done.stdout, type=Report)
     assert done.stdout == (out / "report.json").read_bytes()
     assert (model, backend) == (report.model, report.backend)
-    assert (len(report.sft_nll), len(report.rl_reward)) == (14, 12)
+    assert (len(report.sft_nll), len(report.rl_reward)) == (14, 10)
     assert report.sft_nll[-1] < 0.6 * report.sft_nll[0]
     assert report.rl_reward[-1] > report.rl_reward[0] + 0.5
     assert report.max_sampler_trainer_logprob_gap < 1e-4
@@ -93,6 +95,27 @@ def test_an_unknown_model_is_told_in_one_message(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+@pytest.mark.usefixtures("tiny_cache")
+def test_an_interrupted_demo_ends_with_its_engine(tmp_path: Path) -> None:
+    """Ctrl-C in the middle, on trio, where any task may be hit: no traceback, no process left."""
+    command = [sys.executable, "-m", "tinker_async.cli", "demo", "--model", "tiny-llama"]
+    command += ["--backend", "trio", "--threads", "1", "--rounds", "1000", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("reinforcing brevity 1/"):
+                break
+        os.kill(child.pid, signal.SIGINT)
+        told = child.stderr.read()  # until all that hold the pipe have ended, the engine too
+        assert child.wait(TIMEOUT_S) == 1
+    assert "Aborted!" in told
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+
+
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
     """A file in the way is a message, and no engine is started."""
     (tmp_path / "file").touch()
@@ -116,11 +139,11 @@ def test_missing_matplotlib_is_told_before_the_work(
 @pytest.mark.model
 def test_a_real_model_takes_the_voice_and_learns_brevity(tmp_path: Path) -> None:
     """SmolLM2: loss below 1 nat per token, the voice on unseen questions, reward up by half."""
-    done = _run("--out", str(tmp_path), "--json", "--rounds", "10", timeout_s=1800)
+    done = _run("--out", str(tmp_path), "--json", timeout_s=1800)
     assert done.returncode == 0, done.stderr.decode()
     report = msgspec.json.decode(done.stdout, type=Report)
     assert report.sft_nll[-1] < 1.0
     assert sum(answer.startswith("Arr") for answer in report.before.values()) == 0
     assert sum(answer.startswith("Arr") for answer in report.after.values()) >= 3
-    assert report.rl_reward[-1] > report.rl_reward[0] + 0.5
+    assert sum(report.rl_reward[-3:]) / 3 > report.rl_reward[0] + 0.5
     assert report.max_sampler_trainer_logprob_gap < 1e-3

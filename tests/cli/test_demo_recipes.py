@@ -104,10 +104,10 @@ def test_short_answers_earn_more_and_cut_or_silent_ones_lose() -> None:
 
 def test_advantages_are_rewards_above_the_mean_of_their_group() -> None:
     """They sum to zero; a sample that was cut off is below, a short one above."""
-    sequences = [_sequence([7, END]), _sequence([7] * 4, stop_reason="length")]
-    short, cut = group_rollouts([5, 6], sequences, max_tokens=4)
-    assert (short.reward, cut.reward) == (0.5, -0.5)
-    assert (short.advantage, cut.advantage) == (0.5, -0.5)
+    sequences = [_sequence([7, END]), _sequence([7] * 8, stop_reason="length")]
+    short, cut = group_rollouts([5, 6], sequences, max_tokens=8)
+    assert (short.reward, cut.reward) == (0.75, -0.5)
+    assert (short.advantage, cut.advantage) == (0.625, -0.625)
     assert short.tokens == [7, END]
 
 
@@ -197,16 +197,19 @@ def _show(console: Console) -> None:
     with Live(console) as live:
         live.stage("fine-tuning", 2)
         live.note("waiting [for] it")
+        live.note("loading 1%")
+        live.note("loading 99%")
         live.step("loss 1.00")
         live.step("loss 0.50")
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
-    """One line an event, brackets kept, nothing overwritten."""
+    """One line an event (a counting percentage is one), brackets kept, nothing overwritten."""
     out = io.StringIO()
     _show(Console(file=out))
     assert out.getvalue().splitlines() == [
         "fine-tuning 0/2  waiting [for] it",
+        "fine-tuning 0/2  loading 1%",
         "fine-tuning 1/2  loss 1.00",
         "fine-tuning 2/2  loss 0.50",
     ]

@@ -20,6 +20,7 @@ from tinker_async import (
     OperationWithdrawnError,
     ProtocolError,
     RequestFailedError,
+    ResponseError,
     RetryPolicy,
     Session,
     SessionClosedError,
@@ -264,6 +265,20 @@ async def test_a_lost_request_poisons_the_model_and_only_it(server: ScriptedServ
     assert trained.order == [("forward_backward", 1)]
 
 
+async def test_an_unreadable_promise_poisons_the_model(session: Session, trained: Trained) -> None:
+    """The server took the request: its number must not be given to another."""
+    trained.server.on("optim_step", lambda _: (200, {}, b"<html>"))
+    with anyio.fail_after(5):
+        async with session:
+            trainer = await create(session)
+            with pytest.raises(ResponseError, match="optim_step"):
+                await trainer.optim_step(AdamParams())
+            with pytest.raises(ModelPoisonedError):
+                trainer.optim_step(AdamParams())
+
+    assert 1 == len(trained.server.seen("optim_step"))
+
+
 async def test_a_failed_operation_is_typed_and_later_ones_go_on(
     session: Session, trained: Trained
 ) -> None:
@@ -296,6 +311,22 @@ async def test_a_failure_nobody_awaited_leaves_the_block(
         async with session:
             trainer = await create(session)
             trainer.optim_step(AdamParams())
+
+
+async def test_a_failing_custom_loss_nobody_awaited_leaves_the_block(
+    session: Session, trained: Trained
+) -> None:
+    """Also what is none of our errors, and several as a group."""
+
+    def loss(data: Any, logprobs: Any) -> Any:
+        raise KeyError("mine")
+
+    with anyio.fail_after(10), pytest.raises(ExceptionGroup) as caught:
+        async with session:
+            trainer = await create(session)
+            for _ in range(2):
+                trainer.forward_backward_custom([datum(1)], loss)
+    assert [KeyError, KeyError] == [type(error) for error in caught.value.exceptions]
 
 
 async def test_leaving_the_block_waits_for_what_was_queued(

@@ -176,11 +176,8 @@ async def test_distributions_as_targets_travel_dense_and_sparse(engine: Engine) 
     weights = np.zeros((n, k), np.float32)
     weights[:, 0] = 1
     dense = {
-        name: TensorData(data=array, dtype=dtype, shape=(n, k))
-        for name, array, dtype in (
-            ("target_tokens", targets, "int64"),
-            ("weights", weights, "float32"),
-        )
+        "target_tokens": TensorData(data=targets, dtype="int64", shape=(n, k)),
+        "weights": TensorData(data=weights, dtype="float32", shape=(n, k)),
     }
     sparse = datum(SECRET, target_tokens=targets, weights=weights)
     assert sparse.loss_fn_inputs["target_tokens"].is_sparse

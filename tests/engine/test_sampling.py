@@ -487,8 +487,9 @@ def test_a_diverged_adapter_harms_neither_batch_mates_nor_later_users_of_its_slo
         Sample(prompt_of(5, n), SamplingParams(temperature=0, stop=[], max_tokens=6 + n))
         for n in range(6)
     ]
+    bad = [run.add(Sample(prompt_of(90), GREEDY), sick.name)]  # a kept row takes its slot
     kept = [run.add(keep[0]), run.add(keep[1])]
-    bad = [run.add(Sample(prompt_of(90), GREEDY, num_samples=2, prompt_logprobs=True), sick.name)]
+    bad += [run.add(Sample(prompt_of(90), GREEDY, num_samples=2, prompt_logprobs=True), sick.name)]
     kept += [run.add(job) for job in keep[2:]]
     results = run.finish()
     for number in bad:

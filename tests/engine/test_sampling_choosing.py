@@ -57,6 +57,7 @@ def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
         SamplingParams(top_p=1e-6),
         SamplingParams(top_p=0.999),
         SamplingParams(top_k=7, top_p=0.8, temperature=0.7),
+        SamplingParams(top_k=4, top_p=0.6, temperature=3.0),
     ],
 )
 def test_draws_follow_the_textbook_distribution(params: SamplingParams) -> None:

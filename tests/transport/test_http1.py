@@ -7,6 +7,7 @@ import os
 import zlib
 
 import anyio
+import anyio.abc
 import pytest
 from transport.asking import BOUND_S, Asked, until
 from transport.http1_peer import Wire, echo, http1_server
@@ -20,6 +21,7 @@ from tinker_async.errors import (
 )
 from tinker_async.transport import Request, TrafficClass, http1
 from tinker_async.transport.opening import OpenTransport, open_transport
+from tinker_async.transport.origin import parse_origin
 
 
 def post(body: bytes = b"", traffic: TrafficClass = TrafficClass.SAMPLING) -> Request:
@@ -320,6 +322,27 @@ async def test_requests_cancelled_in_line_do_not_hold_up_those_behind() -> None:
             statistics = t.statistics()
     assert asked[3].response is not None
     assert {0} == set(statistics.in_flight.values()) | set(statistics.waiting.values())
+
+
+async def test_a_place_handed_to_a_cancelled_request_passes_to_the_next() -> None:
+    """Cancelled first, then called, both before it could take a step."""
+    refuse = anyio.Event()
+
+    async def dial() -> anyio.abc.ByteStream:
+        await refuse.wait()
+        raise ConnectError("nothing there")
+
+    asked = [Asked() for _ in range(3)]
+    line = http1.Http1Line(parse_origin("http://127.0.0.1:1"), dial, max_connections=1)
+    with anyio.fail_after(BOUND_S):
+        async with anyio.create_task_group() as tasks:
+            for one in asked:
+                tasks.start_soon(one.ask, line, post())
+                await anyio.wait_all_tasks_blocked()
+            refuse.set()
+            asked[1].scope.cancel()
+    assert isinstance(asked[2].error, ConnectError)
+    assert {0} == set(line.statistics().in_flight.values())
 
 
 async def test_leaving_the_block_fails_what_is_in_flight_and_in_line() -> None:

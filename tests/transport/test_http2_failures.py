@@ -79,6 +79,37 @@ async def test_goaway_lets_what_is_below_it_finish_and_repeats_what_is_above() -
     assert b"second" == above.response.body
 
 
+async def test_a_place_on_a_connection_that_ends_at_once_is_taken_elsewhere() -> None:
+    """An answer and GOAWAY arrive together: who was next in line goes to a new connection."""
+
+    async def script(peer: Peer) -> None:
+        first = await peer.request()
+        await queued.wait()
+        peer.h2.send_headers(first, [(b":status", b"200")], end_stream=True)
+        peer.h2.close_connection(last_stream_id=2**31 - 1)
+        await peer.flush()
+        await peer.gone()
+
+    queued = anyio.Event()
+    first, second = Asked(), Asked()
+    with anyio.fail_after(BOUND_S):
+        async with (
+            http2_server(script, settings={Codes.MAX_CONCURRENT_STREAMS: 1}) as server,
+            open_transport(server.url, http2=True, max_connections=1) as t,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(first.ask, t, post())
+            await until(lambda: bool(t.statistics().in_flight[TrafficClass.SAMPLING]))
+            tasks.start_soon(second.ask, t, post())
+            await until(lambda: bool(t.statistics().waiting[TrafficClass.SAMPLING]))
+            queued.set()
+            await second.ended.wait()
+            statistics = t.statistics()
+    assert first.response is not None
+    assert second.response is not None
+    assert (2, 2) == (statistics.connections_opened, statistics.requests_started)
+
+
 async def test_goaway_because_of_an_error_fails_what_is_above_it_as_unprocessed() -> None:
     """A server that turned us away is not asked again at once: that is for the retry policy."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import anyio
@@ -196,6 +197,50 @@ async def test_a_large_upload_does_not_hold_up_another_request() -> None:
     assert [b"small", b"200000"] == answers
 
 
+async def test_an_upload_goes_on_when_the_peer_raises_the_window_of_all_streams() -> None:
+    """SETTINGS_INITIAL_WINDOW_SIZE counts for streams that wait already."""
+    body = os.urandom(50_000)
+
+    async def script(peer: Peer) -> None:
+        await peer.until(h2.events.DataReceived)
+        peer.h2.update_settings({Codes.INITIAL_WINDOW_SIZE: 60_000})
+        stream_id = await peer.request()
+        await peer.answer(stream_id, bytes(peer.bodies[stream_id]))
+        await peer.gone()
+
+    with anyio.fail_after(BOUND_S):
+        async with (
+            http2_server(
+                script, settings={Codes.INITIAL_WINDOW_SIZE: 10_000}, acks=False
+            ) as server,
+            open_transport(server.url, http2=True) as t,
+        ):
+            assert body == (await t.request(post(body))).body
+
+
+async def test_a_slow_upload_is_not_silence() -> None:
+    """As long as the peer takes bytes now and then, `silence_s` does not strike."""
+    body = os.urandom(40_000)
+
+    async def script(peer: Peer) -> None:
+        stream_id = (await peer.until(h2.events.DataReceived)).stream_id or 0
+        while len(peer.bodies[stream_id]) < len(body):
+            peer.h2.increment_flow_control_window(1000, stream_id)
+            await anyio.sleep(0.02)  # 0.6 s in all
+            await peer.until(h2.events.DataReceived)
+        await peer.answer(stream_id)
+        await peer.gone()
+
+    with anyio.fail_after(BOUND_S):
+        async with (
+            http2_server(
+                script, settings={Codes.INITIAL_WINDOW_SIZE: 10_000}, acks=False
+            ) as server,
+            open_transport(server.url, http2=True) as t,
+        ):
+            assert 200 == (await t.request(post(body), silence_s=0.4)).status
+
+
 async def test_polls_leave_room_for_submissions_and_both_for_the_session() -> None:
     """With ten streams, polls stop short of the limit, and a heartbeat gets the last one."""
     arrived: Counter[bytes] = Counter()
@@ -310,6 +355,10 @@ async def test_the_limit_of_streams_may_change_while_the_connection_lives() -> N
             raised.set()
 
 
+def connected(t: OpenTransport, number: int) -> bool:
+    return t.statistics().connections == number
+
+
 async def test_one_stream_per_connection_still_leaves_a_connection_for_submissions() -> None:
     """Where no stream can be kept back on a connection, whole connections are."""
 
@@ -326,9 +375,12 @@ async def test_one_stream_per_connection_still_leaves_a_connection_for_submissio
             open_transport(server.url, http2=True, max_connections=4) as t,
             anyio.create_task_group() as tasks,
         ):
-            for _ in range(10):
+            for number in range(1, 4):
                 tasks.start_soon(t.request, post(b"poll", TrafficClass.POLLING))
-            await until(lambda: t.statistics().in_flight[TrafficClass.POLLING] >= 3)
+                # Each one taken makes a spare connection.
+                await until(partial(connected, t, number + 1))
+            tasks.start_soon(t.request, post(b"poll", TrafficClass.POLLING))
+            await until(lambda: t.statistics().waiting[TrafficClass.POLLING] == 1)
             assert b"done" == (await t.request(post(b"sample"))).body
             assert 3 == t.statistics().in_flight[TrafficClass.POLLING]
             tasks.cancel_scope.cancel()

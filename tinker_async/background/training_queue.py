@@ -32,6 +32,7 @@ from tinker_async.api.promises import (
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.errors import (
     ModelPoisonedError,
+    ResponseError,
     SessionClosedError,
     TinkerError,
 )
@@ -197,16 +198,24 @@ class Lane:
         body = request.build(seq_id)
         try:
             response = await self._caller.call(request.endpoint, body, policy=self._policy)
-            promise = decode_json(response.body, UntypedAPIFuture, request.endpoint.path)
         except TinkerError as error:
             if error.delivery_in_doubt:
-                self._poison = error
-                log.warning("model_poisoned", model_id=self.model_id, seq_id=seq_id)
+                self._lose(error, seq_id)
+            raise
+        try:
+            promise = decode_json(response.body, UntypedAPIFuture, request.endpoint.path)
+        except ResponseError as error:
+            # The server took the request; without its promise the result is out of reach.
+            self._lose(error, seq_id)
             raise
         self._next_seq_id = seq_id + 1
         if future.request_id is None:
             future.request_id = promise.request_id
         return promise
+
+    def _lose(self, error: TinkerError, seq_id: int) -> None:
+        self._poison = error
+        log.warning("model_poisoned", model_id=self.model_id, seq_id=seq_id)
 
     async def results(
         self,

@@ -126,9 +126,11 @@ def _lone_errors() -> Iterator[None]:
     """Let a lone failure leave as itself, however many task groups it came through."""
     try:
         yield
-    except ExceptionGroup as group:
-        lone: Exception = group
-        while isinstance(lone, ExceptionGroup) and len(lone.exceptions) == 1:
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is not None:  # trio raises it in any task
+            raise KeyboardInterrupt from group
+        lone: BaseException = group
+        while isinstance(lone, BaseExceptionGroup) and len(lone.exceptions) == 1:
             lone = lone.exceptions[0]
         if lone is group:
             raise

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+_NO_DIGITS = {ord(digit): None for digit in "0123456789"}
+
 
 class Live:
     """One bar for each stage, with its current figures. Refreshes on events: no thread of its own."""
@@ -32,6 +34,7 @@ class Live:
         )
         self._task: TaskID | None = None
         self._title = ""
+        self._noted = ""
         self._done, self._total = 0, 0
 
     def __enter__(self) -> Self:
@@ -55,8 +58,11 @@ class Live:
         self._refresh()
 
     def note(self, text: str) -> None:
-        """Show a line beside the bar, without moving it."""
-        self._show(text)
+        """Show a line beside the bar, without moving it. Logs get no line for each new number."""
+        shape = text.translate(_NO_DIGITS)
+        if self._console.is_terminal or shape != self._noted:
+            self._show(text)
+        self._noted = shape
 
     def step(self, figures: str = "") -> None:
         """Move the bar by one and show the current figures."""

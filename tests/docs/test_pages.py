@@ -1,0 +1,166 @@
+"""The documentation is true: its programs run, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docs.markdown import ROOT, blocks, pages
+
+PROGRAMS = [page for page in pages() if blocks(page, "python")]
+SHELL = ("sh", "bash", "console", "shell")
+OTHER_PROGRAMS = {"cd", "curl", "git", "jq"}
+"""Commands that are not ours to check."""
+LINK = re.compile(r"\[[^\]]+\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The embedded engine with the tiny model, as the environment names a server."""
+    folder = tmp_path_factory.mktemp("engine")
+    command = [sys.executable, "-m", "tinker_async.cli", "serve", "--model", "tiny-llama"]
+    command += ["--data-dir", str(folder), "--threads", "1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        yield {"TINKER_BASE_URL": ready["url"], "TINKER_API_KEY": ready["api_key"]}
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize("page", PROGRAMS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_programs_of_a_page_run(page: Path, server: dict[str, str], tmp_path: Path) -> None:
+    """All Python blocks in order, as one program, with no other server than the tiny one."""
+    runner = Path(__file__).with_name("run_page.py")
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, str(runner), str(page)],
+        cwd=tmp_path,
+        env={**os.environ, **server, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Where, and the words of each command of the shell blocks."""
+    for page in pages():
+        for block in blocks(page, *SHELL):
+            text = block.text.replace("\\\n", " ")
+            for line in text.splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                    del words[0]
+                if words:
+                    yield f"{page.relative_to(ROOT)}:{block.line}", words
+
+
+def test_the_commands_of_the_pages_exist() -> None:
+    """Targets of make, commands and options of the CLI, extras of the package."""
+    wrong = [f"{where}: {' '.join(words)}" for where, words in commands() if not exists(words)]
+
+    assert wrong == []
+    assert len(list(commands())) > 10
+
+
+def exists(words: list[str]) -> bool:
+    name, *rest = words
+    if name == "make":
+        targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        return {word for word in rest if "=" not in word} <= targets
+    if name == "tinker-async":
+        return _cli_accepts(rest)
+    if name == "pip":
+        return rest[0] == "install" and _extras_exist(rest[1:])
+    if name in {"python", "python3"}:
+        return (ROOT / rest[0]).is_file() or rest[0] in {"-m", "-c"}
+    if name == "export":
+        return all("=" in word for word in rest)
+    return name in OTHER_PROGRAMS
+
+
+def _cli_accepts(words: list[str]) -> bool:
+    import click
+
+    from tinker_async.cli import main
+
+    context = click.Context(main)
+    if not words or words[0] not in main.list_commands(context):
+        return words in (["--help"], ["--version"])
+    command = main.get_command(context, words[0])
+    assert command is not None
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    return {word for word in words[1:] if word.startswith("-")} <= known
+
+
+def _extras_exist(words: list[str]) -> bool:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    named = [
+        extra.strip()
+        for word in words
+        for group in re.findall(r"\[([^\]]+)\]", word)
+        for extra in group.split(",")
+    ]
+    return set(named) <= set(extras)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """To a file of the project, and to a heading that it has."""
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}#{heading}"
+        for page in pages()
+        for target, heading in LINK.findall(page.read_text(encoding="utf-8"))
+        if not _leads_somewhere(page, target, heading)
+    ]
+
+    assert broken == []
+
+
+def _leads_somewhere(page: Path, target: str, heading: str) -> bool:
+    file = (page.parent / target).resolve() if target else page
+    if not file.exists() or not heading:
+        return file.exists()
+    headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return heading in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    """No page that nobody finds."""
+    reached, left = set(), [ROOT / "README.md"]
+    while left:
+        page = left.pop()
+        if page in reached or page.suffix != ".md":
+            continue
+        reached.add(page)
+        found = LINK.findall(page.read_text(encoding="utf-8"))
+        left += [(page.parent / target).resolve() for target, _ in found if target]
+
+    assert set(pages()) <= reached
+
+
+def test_fenced_blocks_name_their_language() -> None:
+    """A block without one would escape the checks above."""
+    known = {"python", "text", "json", "yaml", "toml", "diff", *SHELL}
+    unknown = [
+        f"{page.relative_to(ROOT)}: {fence!r}"
+        for page in pages()
+        for fence in re.findall(r"^`{3,}(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
+        if fence not in known
+    ]
+
+    assert unknown == []
