@@ -21,6 +21,7 @@ CLIENTS = BELOW_BACKGROUND | {"background", "tokenizer"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "lone_errors": {"errors"},
     "data": {"errors"},
     "config": {"errors"},
     "plan": {"data", "errors"},
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rest": {"api", "wire", "data", "errors"},
     "sampling": CLIENTS,
     "training": CLIENTS | {"sampling"},
-    "session": CLIENTS | {"sampling", "training", "rest", "local.process"},
+    "session": CLIENTS | {"sampling", "training", "rest", "local.process", "lone_errors"},
     "local.engine": {"data", "errors", "local.models"},
     "local.server": {"wire", "data", "errors", "local.engine"},
     "local.cache": {"errors"},
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "local.convert": {"errors", "local.cache", "local.tiny"},
     "local.models": {"errors", "local.cache", "local.convert", "local.fetch", "local.tiny"},
     "local.serving": {"errors", "local.engine", "local.models", "local.server"},
-    "local.process": {"errors", "local.server"},
+    "local.process": {"errors", "lone_errors", "local.server"},
     "cli": {"", "errors", "local.serving"},
     "": set(BELOW_BACKGROUND) | {"rest", "sampling", "session", "training"},
 }

@@ -26,7 +26,6 @@ from tinker_async.api.handshake import ask_limits, ask_switches, open_session
 from tinker_async.api.promises import RETRIEVE_JSON, retrieve
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.heartbeat import Heartbeat
-from tinker_async.background.lone_errors import lone_errors
 from tinker_async.background.sampling_pool import SamplingPool, SamplingStatistics
 from tinker_async.background.training_queue import Lane
 from tinker_async.config import SDK_VERSION, Config, resolve_config
@@ -48,6 +47,7 @@ from tinker_async.errors import (
     UnprocessableEntityError,
 )
 from tinker_async.futures import APIFuture
+from tinker_async.lone_errors import lone_errors
 from tinker_async.rest import RestClient
 from tinker_async.sampling import SamplingClient
 from tinker_async.training import TrainingClient

@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
@@ -20,6 +20,7 @@ from anyio.abc import ByteReceiveStream, Process
 
 from tinker_async.errors import ConfigError, EngineStartError
 from tinker_async.local.server.announcement import Announcement
+from tinker_async.lone_errors import lone_errors
 
 _STOP_S = 15.0
 """How long the child may take to end after SIGTERM: a training step cannot be interrupted."""
@@ -70,7 +71,7 @@ async def local_engine(
     environment = {**os.environ, "TINKER_API_KEY": key, "PYTHONUNBUFFERED": "1"}
     process = await anyio.open_process(command, env=environment)
     try:
-        with _lone_failure_unwrapped():
+        with lone_errors():
             async with anyio.create_task_group() as tasks:
                 said = _Said(progress)
                 tasks.start_soon(said.listen, _given(process.stderr))
@@ -171,17 +172,3 @@ def _given(stream: ByteReceiveStream | None) -> ByteReceiveStream:
     if stream is None:
         raise RuntimeError("the process was not started with pipes")
     return stream
-
-
-@contextlib.contextmanager
-def _lone_failure_unwrapped() -> Iterator[None]:
-    """Let a single failure leave as itself, as if there were no task group."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) != 1:
-            raise
-        lone = group.exceptions[0]
-    else:
-        return
-    raise lone
