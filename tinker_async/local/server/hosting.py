@@ -137,7 +137,7 @@ def _config(listener: socket.socket) -> Config:
     config.backlog = 1024
     config.keep_alive_timeout = 300.0  # clients think between steps; reconnecting costs more
     config.keep_alive_max_requests = 1_000_000
-    config.h2_max_concurrent_streams = 1024  # each held poll is one
+    config.h2_max_concurrent_streams = 100  # each held poll is one
     config.include_server_header = False
     return config
 
