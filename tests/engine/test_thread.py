@@ -100,6 +100,23 @@ def test_it_says_what_it_serves_and_does_jobs_in_its_own_thread(
     assert not first.is_alive()
 
 
+def test_a_tiny_model_gets_one_thread_unless_told_otherwise(folder: Path, answers: Answers) -> None:
+    """Waking a second thread takes longer than a tiny model's operations."""
+    import torch
+
+    try:
+        for threads, expected in ((2, 2), (None, 1)):
+            torch.set_num_threads(2)
+            thread = EngineThread(folder, name="tiny", threads=threads)
+            thread.start(answers("ready"))
+            answers.next()
+            assert expected == torch.get_num_threads()
+            thread.stop()
+            assert thread.join(WAIT_S)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_samples_and_statistics(engine: EngineThread, answers: Answers) -> None:
     """A sample comes back; at rest all counters are 0."""
     engine.submit(sample(), answers("sample"))

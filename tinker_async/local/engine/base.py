@@ -32,12 +32,14 @@ class BaseModel:
     hf_config: Any
     device: torch.device
     dtype: torch.dtype
+    parameters: int
     adapters: AdapterSet
     head: Head
 
     def __init__(self, model: Any, *, name: str) -> None:
         self.hf_config = model.config
         self.device = model.device
+        self.parameters = sum(weight.numel() for weight in model.parameters())
         self.dtype = model.dtype
         output = model.get_output_embeddings()
         self.head = Head(weight=output.weight, bias=output.bias)

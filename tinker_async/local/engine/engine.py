@@ -55,6 +55,7 @@ class Engine:
     ) -> None:
         base = BaseModel.load(folder, name=name, dtype=dtype)
         self.card: ModelCard = base.card
+        self._parameters = base.parameters
         self._clock = clock
         self._decoder = Decoder(
             base,
@@ -69,6 +70,11 @@ class Engine:
         self._running: tuple[Work, Job, Done] | None = None
         self._lead_s = 0.0  # by how much training is ahead of sampling
         self._steps_in_a_row = 0
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the base model has."""
+        return self._parameters
 
     @property
     def has_work(self) -> bool:

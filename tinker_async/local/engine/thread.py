@@ -27,6 +27,9 @@ log = structlog.get_logger("tinker_async")
 Done: TypeAlias = Callable[[Result], None]
 
 
+_ONE_THREAD_PARAMETERS = 10_000_000
+
+
 class EngineStatistics(msgspec.Struct, frozen=True):
     """What the engine is busy with; a moment's view, not synchronised."""
 
@@ -54,7 +57,8 @@ class EngineThread:
         folder: The base model: a Hugging Face folder.
         name: What users call it.
         dtype: Of the base weights: `float32` or `bfloat16`.
-        threads: Torch's threads; None leaves the choice to torch. For the process.
+        threads: Torch's threads, for the process; None is one for a tiny model, whose
+            operations are shorter than waking a second thread, else torch's choice.
         micro_batch_tokens: Most padded tokens computed at once.
         max_rows: Most samples drawn in one forward pass.
         max_cache_tokens: Most tokens in the attention cache, rows times the longest one;
@@ -183,7 +187,7 @@ class EngineThread:
 
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        return Engine(
+        engine = Engine(
             self._folder,
             name=self._name,
             dtype=self._dtype,
@@ -191,6 +195,9 @@ class EngineThread:
             max_rows=self._max_rows,
             max_cache_tokens=self._max_cache_tokens,
         )
+        if self._threads is None and engine.parameters < _ONE_THREAD_PARAMETERS:
+            torch.set_num_threads(1)
+        return engine
 
     def _take(self, engine: Engine) -> None:
         """Hand on what has come in; wait for something if there is nothing to do."""
