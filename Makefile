@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/tinker-async demo --model $(MODEL) --backend $(BACKEND) --out $(OUT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import subprocess
 import sys
@@ -100,15 +101,19 @@ def test_it_says_what_it_serves_and_does_jobs_in_its_own_thread(
     assert not first.is_alive()
 
 
-def test_a_tiny_model_gets_one_thread_unless_told_otherwise(folder: Path, answers: Answers) -> None:
-    """Waking a second thread takes longer than a tiny model's operations."""
+def _tell_threads(seen: Any, _: Any) -> None:
     import torch
 
+    seen(torch.get_num_threads())
+
+
+def test_a_tiny_model_gets_one_thread_unless_told_otherwise(folder: Path, answers: Answers) -> None:
+    """Waking a second thread takes longer than a tiny model's operations."""
     for threads, expected in ((2, 2), (None, 1)):
         seen = answers("threads")
         thread = EngineThread(folder, name="tiny", threads=threads)
         # Called in the engine's thread; torch counts for each thread by itself.
-        thread.start(lambda _, seen=seen: seen(torch.get_num_threads()))
+        thread.start(functools.partial(_tell_threads, seen))
         assert expected == answers.result()
         thread.stop()
         assert thread.join(WAIT_S)

@@ -17,6 +17,7 @@ except ImportError:
 from tinker_async.errors import ConfigError, TinkerError
 
 _COMMANDS = {
+    "bench": "Measure a server: samples and steps per second, latencies.",
     "demo": "Fine-tune a small model on this machine and look at what changed.",
     "serve": "Serve the embedded engine to any client of the protocol.",
 }
