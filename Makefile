@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODEL ?= smollm2-135m
 BACKEND ?= asyncio
 OUT ?= demo-out
+OFFICIAL ?= .venv-official
 
 .PHONY: demo test test-fast check bench clean
 
@@ -22,8 +23,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.dev $(OFFICIAL)/.ready
+	$(BIN)/python -m benchmarks --official $(OFFICIAL)/bin/python $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -38,5 +39,11 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt -e '.[dev,judge]'
 	@touch $@ $(VENV)/.demo
 
+# The official client that the benchmarks compare with, unmodified, in its own environment.
+$(OFFICIAL)/.ready: $(BIN)/python
+	$(PYTHON) -m venv $(OFFICIAL)
+	$(OFFICIAL)/bin/python -m pip --disable-pip-version-check install --quiet 'tinker==0.38.0'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

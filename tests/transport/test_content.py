@@ -29,7 +29,7 @@ def raw_deflate(data: bytes) -> bytes:
         (b"deflate", zlib.compress(PLAIN)),
         (b"deflate", raw_deflate(PLAIN)),
         (b"identity", PLAIN),
-        (b"deflate, gzip", gzip.compress(zlib.compress(PLAIN))),
+        (b"deflate, gzip", gzip.compress(zlib.compress(PLAIN), mtime=0)),
         (b"gzip, identity", gzip.compress(PLAIN, mtime=0)),
     ],
 )
