@@ -1,0 +1,291 @@
+"""This library as a measured client: one scenario in a process of its own.
+
+`python -m benchmarks.client_ours '{"scenario": "samples", ...}'` prints one line of JSON.
+`client_official.py` does the same with the official client; keep the two alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+
+import tinker_async as ta
+from benchmarks import measure, workloads
+
+_BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+@asynccontextmanager
+async def _session(task: dict[str, Any]) -> AsyncIterator[ta.Session]:
+    context = None
+    if task["url"].startswith("https"):
+        context = ssl.create_default_context(cafile=task["authority"])
+    http2 = task.get("http2")
+    async with ta.Session(
+        task["url"], task.get("key", workloads.KEY), ssl_context=context, http2=http2
+    ) as session:
+        yield session
+
+
+async def _draw(
+    sampler: ta.SamplingClient, task: dict[str, Any], number: int, in_flight: int
+) -> dict[str, list[float]]:
+    """Draw samples with so many under way at any time; return latencies and latenesses."""
+    found: dict[str, list[float]] = {"latency": [], "late": [], "threads": [0.0]}
+    params = ta.SamplingParams(max_tokens=task.get("tokens", 256))
+    inputs = [ta.ModelInput.from_ints(p) for p in workloads.prompts(64, task.get("prompt", 512))]
+    left = iter(range(number))
+    every = task.get("count_threads_every", 0)
+
+    async def worker() -> None:
+        for index in left:
+            start = time.monotonic_ns()
+            response = await sampler.sample(inputs[index % 64], params)
+            now = time.monotonic_ns()
+            sequence = response.sequences[0]
+            if len(sequence.tokens) == 0 or sequence.logprobs is None:
+                raise RuntimeError("an empty sample")
+            found["latency"].append((now - start) / 1e9)
+            if sequence.sequence_id is not None and " " in sequence.sequence_id:
+                found["late"].append((now - int(sequence.sequence_id.split(" ")[0])) / 1e9)
+            if every and index % every == 0:
+                found["threads"].append(measure.thread_count())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(in_flight):
+            tasks.start_soon(worker)
+    return found
+
+
+async def samples(task: dict[str, Any]) -> dict[str, Any]:
+    """CPU, rate, latency and lateness of samples."""
+    model = workloads.base_model(task.get("tokens", 256), task.get("delay_ms", 0))
+    async with _session(task) as session:
+        sampler = await session.create_sampling_client(base_model=task.get("model", model))
+        if task.get("warm_up", 0):
+            await _draw(sampler, task, task["warm_up"], min(task["warm_up"], task["in_flight"]))
+        gc.collect()
+        meter = measure.Meter()
+        async with _watching(task) as stalls:
+            meter.start()
+            found = await _draw(sampler, task, task["number"], task["in_flight"])
+            used = meter.stop()
+    return {
+        **used,
+        **stalls.figures(),
+        "cpu_ms_per_sample": 1e3 * used["cpu_s"] / task["number"],
+        "samples_per_s": task["number"] / used["wall_s"],
+        **measure.spread_ms("latency", found["latency"]),
+        **measure.spread_ms("late", found["late"]),
+        "threads": max(found["threads"]),
+        "memory_mb": measure.memory_mb(),
+    }
+
+
+async def held_polls(task: dict[str, Any]) -> dict[str, Any]:
+    """How long short requests take while long polls are held."""
+    single, whole = [], []
+    async with _session(task) as session:
+        slow = await session.create_sampling_client(base_model=workloads.base_model(16, 4000))
+        quick = await session.create_sampling_client(base_model=workloads.base_model(16, 0))
+        await _draw(quick, {"tokens": 16}, 64, 8)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_draw, slow, {"tokens": 16}, task["held"], task["held"])
+            await anyio.sleep(0.7)
+            for _ in range(15):
+                start = time.monotonic()
+                await session.get_server_capabilities()
+                middle = time.monotonic()
+                await _draw(quick, {"tokens": 16, "prompt": 16}, 1, 1)
+                single.append(middle - start)
+                whole.append(time.monotonic() - middle)
+                await anyio.sleep(0.02)
+    return {
+        "request_ms": 1e3 * measure.percentile(single, 50),
+        "sample_ms": 1e3 * measure.percentile(whole, 50),
+    }
+
+
+def _data(rows: int, tokens: int) -> list[ta.Datum]:
+    return [
+        ta.Datum(
+            ta.ModelInput.from_ints(row["tokens"]),
+            {"target_tokens": row["target_tokens"], "weights": row["weights"]},
+        )
+        for row in workloads.training_rows(rows, tokens)
+    ]
+
+
+async def forward_backward(task: dict[str, Any]) -> dict[str, Any]:
+    """CPU, wall time and memory of large training calls, one after the other."""
+    async with _session(task) as session:
+        trainer = await session.create_lora_training_client("stub")
+        data = _data(task["rows"], task["tokens"])
+        gc.collect()
+        measure.forget_peak()
+        before = measure.memory_mb()
+        await trainer.forward_backward(data, "cross_entropy")
+        gc.collect()
+        meter = measure.Meter()
+        async with _watching(task) as stalls:
+            meter.start()
+            for _ in range(task["number"]):
+                output = await trainer.forward_backward(data, "cross_entropy")
+                if len(output.loss_fn_outputs[-1]["logprobs"].to_numpy()) != task["tokens"]:
+                    raise RuntimeError("log-probs are missing")
+            used = meter.stop()
+    return {
+        "cpu_ms": 1e3 * used["cpu_s"] / task["number"],
+        "wall_ms": 1e3 * used["wall_s"] / task["number"],
+        **stalls.figures(),
+        "memory_above_start_mb": measure.peak_memory_mb() - before,
+    }
+
+
+async def steps(task: dict[str, Any]) -> dict[str, Any]:
+    """CPU of small training steps, with so many under way."""
+    async with _session(task) as session:
+        trainer = await session.create_lora_training_client(task.get("model", "stub"), rank=8)
+        data = _data(2, 16) if task.get("model") is None else _small_data()
+        adam = ta.AdamParams(learning_rate=1e-4)
+
+        async def run(number: int) -> None:
+            under_way: list[Any] = []
+            for _ in range(number):
+                under_way.append(trainer.forward_backward(data, "cross_entropy"))
+                under_way.append(trainer.optim_step(adam))
+                if len(under_way) >= 2 * task["window"]:
+                    await under_way.pop(0)
+                    await under_way.pop(0)
+            for future in under_way:
+                await future
+
+        await run(task["warm_up"])
+        gc.collect()
+        meter = measure.Meter()
+        meter.start()
+        await run(task["number"])
+        used = meter.stop()
+    return {
+        "cpu_ms_per_step": 1e3 * used["cpu_s"] / task["number"],
+        "steps_per_s": task["number"] / used["wall_s"],
+    }
+
+
+def _small_data() -> list[ta.Datum]:
+    """For a model of 259 tokens."""
+    return [
+        ta.Datum(
+            ta.ModelInput.from_ints(row["tokens"] % 256),
+            {"target_tokens": row["target_tokens"] % 256, "weights": row["weights"]},
+        )
+        for row in workloads.training_rows(2, 16)
+    ]
+
+
+async def idle(task: dict[str, Any]) -> dict[str, Any]:
+    """Threads of a session that does nothing."""
+    async with _session(task) as session:
+        await session.create_sampling_client(base_model=workloads.base_model(16, 0))
+        await anyio.sleep(1.0)
+        return {"threads": measure.thread_count(), "memory_mb": measure.memory_mb()}
+
+
+async def encoding(task: dict[str, Any]) -> dict[str, Any]:
+    """CPU of making a request's body, without sending it; and of decoding an answer's."""
+    from tinker_async.wire import training
+
+    data = _data(task["rows"], task["tokens"])
+
+    def encode() -> list[Any]:
+        return training.encode_forward_backward(
+            model_id="s-1:train:0",
+            seq_id=1,
+            data=data,
+            loss_fn="cross_entropy",
+            loss_fn_config=None,
+            forward_only=False,
+        )
+
+    return {"encode_ms": _fastest_ms(encode), "joined_ms": _fastest_ms(lambda: b"".join(encode()))}
+
+
+def _fastest_ms(work: Any, number: int = 15) -> float:
+    best = math.inf
+    for _ in range(number):
+        start = time.process_time()
+        kept = work()
+        best = min(best, time.process_time() - start)
+        del kept
+    return 1e3 * best
+
+
+async def calibrated_samples(task: dict[str, Any]) -> dict[str, Any]:
+    """CPU of a sample in units of the calibration loop, for the guards in the tests."""
+    before = measure.calibration_s()
+    found = await samples(task)
+    unit = (before + measure.calibration_s()) / 2
+    return {**found, "units_per_sample": found["cpu_ms_per_sample"] / (1e3 * unit)}
+
+
+@asynccontextmanager
+async def _watching(task: dict[str, Any]) -> AsyncIterator[measure.Stalls]:
+    """Watch the loop for stalls, when the task says so: the ticks cost CPU."""
+    stalls = measure.Stalls()
+
+    async def tick() -> None:
+        while True:
+            stalls.tick()
+            await anyio.sleep(measure.Stalls.TICK_S)
+
+    async with anyio.create_task_group() as tasks:
+        if task.get("watch_stalls"):
+            tasks.start_soon(tick)
+            await anyio.sleep(0.05)
+        yield stalls
+        tasks.cancel_scope.cancel()
+
+
+_SCENARIOS = {
+    "samples": samples,
+    "held_polls": held_polls,
+    "forward_backward": forward_backward,
+    "steps": steps,
+    "idle": idle,
+    "encoding": encoding,
+    "calibrated_samples": calibrated_samples,
+}
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    backend, options = _BACKENDS[task["backend"]]
+    scenario = _SCENARIOS[task["scenario"]]
+    profile = task.get("profile")
+    if profile:
+        import cProfile
+
+        profiler = cProfile.Profile()
+        profiler.enable()
+        found = anyio.run(scenario, task, backend=backend, backend_options=options)
+        profiler.dump_stats(profile)
+    else:
+        found = anyio.run(scenario, task, backend=backend, backend_options=options)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

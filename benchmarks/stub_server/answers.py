@@ -1,0 +1,235 @@
+"""What the stub answers. No I/O: bytes of a request in, bytes of an answer out.
+
+The speed of a "model" is in the name of the base model, so one session can have a slow and
+a quick sampler: `stub-256-tokens-100-ms` draws 256 tokens, ready 100 ms after `asample`.
+Switches of the server are in the base path: `/c20000-z` means 20,000 samples at once
+and zstd. A sample's request id holds when it is ready, so samples need no memory here.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+
+from tinker_async.data.results import ForwardBackwardOutput, SampledSequence, SampleResponse
+from tinker_async.data.tensors import TensorData
+from tinker_async.wire.json import forward_backward_output_to_json, sample_response_to_json
+from tinker_async.wire.sampling import encode_sample_response
+from tinker_async.wire.training import decode_forward_backward, encode_forward_backward_output
+
+_SPEED = re.compile(r"stub-(\d+)-tokens-(\d+)-ms")
+_SAMPLER = re.compile(rb'"sampling_session_id"\s*:\s*"([^"]*)"')
+_MODEL = re.compile(rb'"base_model"\s*:\s*"([^"]*)"')
+_MODEL_SEQ = re.compile(rb'"model_seq_id"\s*:\s*(\d+)')
+_REQUEST = re.compile(rb'"request_id"\s*:\s*"([^"]*)"')
+_VOCABULARY = 49_152
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`due_ns` is when it may be sent, on the monotonic clock; 0 means at once."""
+
+    body: bytes
+    is_protobuf: bool = False
+    due_ns: int = 0
+    status: int = 200
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a request besides its path."""
+
+    body: bytes
+    wants_protobuf: bool = False
+    is_zstd: bool = False
+
+
+_Handler: TypeAlias = "Callable[[Desk, Asked], Answer]"
+
+
+def _json(value: object) -> Answer:
+    return Answer(msgspec.json.encode(value))
+
+
+_NOTHING = Answer(b"{}")
+_NOT_FOUND = Answer(b'{"detail":"the stub does not know this"}', status=404)
+
+
+class Desk:
+    """Answers requests, and counts them."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.body_bytes = 0
+        self._paths: dict[str, _Handler] = {}
+        self._counter = 0
+        self._outputs: list[tuple[int, ...]] = []
+
+    def answer(self, path: str, asked: Asked) -> Answer:
+        """Return the answer to a request."""
+        self.requests += 1
+        self.body_bytes += len(asked.body)
+        handler = self._paths.get(path)
+        if handler is None:
+            handler = self._paths[path] = _route(path)
+        return handler(self, asked)
+
+    def _next(self) -> int:
+        self._counter += 1
+        return self._counter
+
+    # Each handler is named after its endpoint.
+
+    def create_session(self, _: Asked) -> Answer:
+        return _json({"type": "create_session", "session_id": f"s-{self._next()}"})
+
+    def create_sampling_session(self, asked: Asked) -> Answer:
+        found = _MODEL.search(asked.body)
+        speed = found[1].decode() if found else "stub-256-tokens-0-ms"
+        return _json(
+            {
+                "type": "create_sampling_session",
+                "sampling_session_id": f"{speed}:{self._next()}",
+            }
+        )
+
+    def create_model(self, asked: Asked) -> Answer:
+        found = _MODEL_SEQ.search(asked.body)
+        return _json({"request_id": f"model {int(found[1]) if found else 0}"})
+
+    def asample(self, asked: Asked) -> Answer:
+        found = _SAMPLER.search(asked.body)
+        tokens, delay_ns = _speed(found[1]) if found else (256, 0)
+        due_ns = time.monotonic_ns() + delay_ns
+        number = self._next()
+        return Answer(
+            b'{"request_id":"sample %d %d %d","sample_sequence_ids":["%d %d"]}'
+            % (tokens, due_ns, number, due_ns, number)
+        )
+
+    def forward_backward(self, asked: Asked) -> Answer:
+        request = decode_forward_backward(_unzstd(asked.body) if asked.is_zstd else asked.body)
+        lengths = tuple(
+            int(datum.loss_fn_inputs["target_tokens"].to_numpy().size) for datum in request.data
+        )
+        if not self._outputs or self._outputs[-1] != lengths:
+            self._outputs.append(lengths)
+        return _json({"request_id": f"output {len(self._outputs) - 1} {self._next()}"})
+
+    def optim_step(self, _: Asked) -> Answer:
+        return _json({"request_id": f"step {self._next()}"})
+
+    def retrieve_future(self, asked: Asked) -> Answer:
+        found = _REQUEST.search(asked.body)
+        if found is None:
+            return _NOT_FOUND
+        kind, *numbers = found[1].split(b" ")
+        if kind == b"sample":
+            body = _sample(int(numbers[0]), asked.wants_protobuf)
+            return Answer(body, asked.wants_protobuf, int(numbers[1]))
+        if kind == b"output":
+            lengths = self._outputs[int(numbers[0])]
+            return Answer(_output(lengths, asked.wants_protobuf), asked.wants_protobuf)
+        if kind == b"model":
+            return _json({"type": "create_model", "model_id": f"s-1:train:{numbers[0].decode()}"})
+        return Answer(b'{"metrics":{"lr":0.0001}}')
+
+
+def _route(path: str) -> _Handler:
+    """Return what answers a path; called once for each."""
+    switches, _, tail = path.partition("/api/v1/")
+    name = tail.partition("?")[0]
+    handlers: dict[str, _Handler] = {
+        "create_session": Desk.create_session,
+        "create_sampling_session": Desk.create_sampling_session,
+        "create_model": Desk.create_model,
+        "asample": Desk.asample,
+        "forward_backward": Desk.forward_backward,
+        "optim_step": Desk.optim_step,
+        "retrieve_future": Desk.retrieve_future,
+    }
+    if name in handlers:
+        return handlers[name]
+    fixed = _fixed(name, switches)
+    return lambda _desk, _asked: fixed
+
+
+def _fixed(name: str, switches: str) -> Answer:
+    """Return an answer that depends on nothing but the path."""
+    concurrency = re.search(r"c(\d+)", switches)
+    answers: dict[str, object] = {
+        "client/config": {
+            "parallel_fwdbwd_chunks": True,
+            "proto_compress_fwdbwd": "z" in switches,
+            "sample_max_concurrent_requests": int(concurrency[1]) if concurrency else 2000,
+        },
+        "client/dynamic_config": {},
+        "session_heartbeat": {"type": "session_heartbeat"},
+        "get_server_capabilities": {"supported_models": [{"model_name": "stub"}]},
+        "get_info": {
+            "type": "get_info",
+            "model_id": "s-1:train:0",
+            "model_data": {"model_name": "stub", "tokenizer_id": "stub"},
+            "is_lora": True,
+            "lora_rank": 32,
+        },
+        "telemetry": {"status": "accepted"},
+        "cancel_future": {},
+    }
+    if name in answers:
+        return _json(answers[name])
+    if name.startswith("samplers/"):
+        return _json({"sampler_id": name[9:], "base_model": "stub"})
+    if name.startswith("sessions/") and name.endswith("/finish"):
+        return _NOTHING
+    return _NOT_FOUND
+
+
+@functools.cache
+def _speed(sampler_id: bytes) -> tuple[int, int]:
+    """Return the number of tokens and the delay in nanoseconds of a sampler."""
+    found = _SPEED.match(sampler_id.decode())
+    return (int(found[1]), int(found[2]) * 1_000_000) if found else (256, 0)
+
+
+@functools.cache
+def _sample(tokens: int, protobuf: bool) -> bytes:
+    random = np.random.default_rng(1)
+    sequence = SampledSequence(
+        tokens=random.integers(0, _VOCABULARY, tokens, dtype=np.int32),
+        logprobs=-random.random(tokens, dtype=np.float32),
+        stop_reason="length",
+        sequence_id="",
+    )
+    response = SampleResponse(sequences=[sequence])
+    if protobuf:
+        return b"".join(encode_sample_response(response))
+    return sample_response_to_json(response)
+
+
+@functools.lru_cache(maxsize=32)
+def _output(lengths: tuple[int, ...], protobuf: bool) -> bytes:
+    logprobs = -np.random.default_rng(2).random(max(lengths), dtype=np.float32)
+    output = ForwardBackwardOutput(
+        loss_fn_output_type="ArrayRecord",
+        loss_fn_outputs=[
+            {"logprobs": TensorData.from_value("logprobs", logprobs[:length])} for length in lengths
+        ],
+        metrics={"loss:sum": 1.5},
+    )
+    if protobuf:
+        return b"".join(encode_forward_backward_output(output))
+    return forward_backward_output_to_json(output)
+
+
+def _unzstd(body: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompress(body)
