@@ -138,12 +138,13 @@ def test_missing_matplotlib_is_told_before_the_work(
 
 @pytest.mark.model
 def test_a_real_model_takes_the_voice_and_learns_brevity(tmp_path: Path) -> None:
-    """SmolLM2: loss below 1 nat per token, the voice on unseen questions, reward up by half."""
+    """SmolLM2: loss below 0.5 nats per token from above 3, the voice on unseen questions, reward up by 0.6."""
     done = _run("--out", str(tmp_path), "--json", timeout_s=1800)
     assert done.returncode == 0, done.stderr.decode()
     report = msgspec.json.decode(done.stdout, type=Report)
-    assert report.sft_nll[-1] < 1.0
+    assert report.sft_nll[0] > 3
+    assert report.sft_nll[-1] < 0.5
     assert sum(answer.startswith("Arr") for answer in report.before.values()) == 0
     assert sum(answer.startswith("Arr") for answer in report.after.values()) >= 3
-    assert sum(report.rl_reward[-3:]) / 3 > report.rl_reward[0] + 0.5
+    assert report.rl_reward[-1] > report.rl_reward[0] + 0.6
     assert report.max_sampler_trainer_logprob_gap < 1e-3

@@ -230,10 +230,14 @@ async def reinforce(
     seed: int,
     on_round: Callable[[Round], None],
 ) -> list[Round]:
-    """Train on policy for short answers: each round samples from the weights as they are now."""
-    adam = ta.AdamParams(learning_rate=learning_rate)
+    """Train on policy for short answers: each round samples from the weights as they are now.
+
+    The learning rate falls linearly towards zero. With a constant one the answers become
+    shorter and shorter until there are none, and none of them is rewarded.
+    """
     done: list[Round] = []
     for number in range(rounds):
+        adam = ta.AdamParams(learning_rate=learning_rate * (1 - number / rounds))
         sampler = await trainer.save_weights_and_get_sampling_client()
         rollouts = await roll_out(
             sampler,
