@@ -49,6 +49,13 @@ class RunningServer:
         finally:
             connection.close()
 
+    def begin(self, path: str, body: Any) -> http.client.HTTPConnection:
+        """Send a post whose answer is read later, from the connection returned."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        headers = {"x-api-key": self.api_key, "content-type": "application/json"}
+        connection.request("POST", "/api/v1" + path, json.dumps(body).encode(), headers)
+        return connection
+
     def post(self, path: str, body: Any = None, **headers: str) -> Any:
         """Post, and return the JSON of a success."""
         status, _, content = self.send("POST", path, body, **headers)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,23 +36,6 @@ def forward_backward(model_id: str, seq_id: int) -> dict[str, Any]:
 
 def optim_step(model_id: str, seq_id: int, rate: float = 1e-2) -> dict[str, Any]:
     return {"model_id": model_id, "seq_id": seq_id, "adam_params": {"learning_rate": rate}}
-
-
-def eventually(holds: Callable[[], bool], limit_s: float) -> None:
-    """Wait for something outside of this process."""
-    deadline = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    status = Path(f"/proc/{pid}/stat")  # a zombie nobody waits for is gone, too
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_the_ready_line_tells_where_and_what(server: RunningServer) -> None:
@@ -148,14 +130,12 @@ def test_a_restart_goes_on_from_the_checkpoint_bit_for_bit(tmp_path: Path) -> No
         assert expected == next_losses(server, loaded["model_id"], 1)
 
         held = server.post("/optim_step", optim_step(loaded["model_id"], 50))
-        with ThreadPoolExecutor(1) as threads:
-            wanted = {"request_id": held["request_id"]}
-            poll = threads.submit(server.send, "POST", "/retrieve_future", wanted)
-            eventually(poll.running, STOP_S)
-            server.send("GET", "/healthz")
-            status = server.stop(signal.SIGTERM)
-            assert poll.result(STOP_S)[0] == 503
-        assert status == 0
+        poll = server.begin("/retrieve_future", {"request_id": held["request_id"]})
+        server.send("GET", "/healthz")  # whoever is answered now came after the poll
+        server.process.send_signal(signal.SIGTERM)
+        assert poll.getresponse().status == 503
+        poll.close()
+        assert server.process.wait(STOP_S) == 0
 
 
 def test_sigint_ends_it_too_and_nothing_but_the_ready_line_was_printed(tmp_path: Path) -> None:
@@ -244,6 +224,8 @@ def test_a_killed_parent_leaves_no_engine_behind() -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert not gone(pid)
+        handle = os.pidfd_open(pid)
         parent.kill()
-    eventually(lambda: gone(pid), STOP_S)
+    ended, _, _ = select.select([handle], [], [], STOP_S)
+    os.close(handle)
+    assert [handle] == ended
