@@ -26,6 +26,9 @@ class TrafficClass(enum.Enum):
     SAMPLING = "sampling"
     POLLING = "polling"
 
+    # Members are singletons; `Enum` would hash the name by Python code, many times a request.
+    __hash__ = object.__hash__
+
 
 class Request(msgspec.Struct, frozen=True, eq=False):
     """One HTTP request. `path` is absolute and includes the base path and the query."""

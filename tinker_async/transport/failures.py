@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 import h2.exceptions
-import httpcore
 
 from tinker_async.errors import (
     ConnectError,
@@ -34,13 +33,9 @@ STREAM_FAILURES: tuple[type[Exception], ...] = (
 )
 """What reading from or writing to an anyio stream may raise."""
 
+_IN_DOUBT = "the request may or may not have been processed"
+
 HTTP2_FAILURES: tuple[type[Exception], ...] = (*STREAM_FAILURES, h2.exceptions.H2Error)
-HTTP1_FAILURES: tuple[type[Exception], ...] = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.UnsupportedProtocol,
-)
 
 _BY_ERRNO: dict[int, tuple[str, str]] = {
     errno.ECONNREFUSED: (
@@ -115,25 +110,27 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def broken_error(error: BaseException | None, where: str) -> TransportError:
     """Return the error for a request that was under way when its connection failed."""
-    if isinstance(error, (httpcore.ReadTimeout, httpcore.WriteTimeout)):
-        return silence_error(where)
     if error is None or isinstance(error, (anyio.EndOfStream, anyio.ClosedResourceError)):
         text = f"{where} closed the connection before it had answered"
-    elif isinstance(error, (h2.exceptions.H2Error, httpcore.RemoteProtocolError)):
-        text = f"{where} broke the rules of HTTP: {_describe(error)}"
-    elif isinstance(error, httpcore.LocalProtocolError):
-        text = f"the request to {where} is not valid HTTP: {_describe(error)}"
+    elif isinstance(error, h2.exceptions.H2Error):
+        return rules_error(error, where)
     else:
         text = f"the connection to {where} broke: {_describe(error)}"
-    return ProtocolError(text, hint="the request may or may not have been processed")
+    return ProtocolError(text, hint=_IN_DOUBT)
+
+
+def rules_error(error: BaseException, where: str, *, ours: bool = False) -> ProtocolError:
+    """Return the error for a peer that does not keep to HTTP, or a request that does not."""
+    text = (
+        f"the request to {where} is not valid HTTP" if ours else f"{where} broke the rules of HTTP"
+    )
+    return ProtocolError(f"{text}: {_describe(error)}", hint=_IN_DOUBT)
 
 
 def silence_error(where: str, silence_s: float | None = None) -> RequestTimeoutError:
     """Return the error for a server that sent nothing for too long."""
     span = "" if silence_s is None else f" for {silence_s:g} s"
-    return RequestTimeoutError(
-        f"{where} was silent{span}", hint="the request may or may not have been processed"
-    )
+    return RequestTimeoutError(f"{where} was silent{span}", hint=_IN_DOUBT)
 
 
 def unsent_error(where: str, reason: str) -> ConnectError:

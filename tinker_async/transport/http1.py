@@ -20,15 +20,15 @@ from anyio.abc import SocketAttribute
 from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.content import MAX_BODY_BYTES, decoded, too_large
 from tinker_async.transport.failures import (
-    HTTP1_FAILURES,
     STREAM_FAILURES,
     broken_error,
     closed_error,
+    rules_error,
     silence_error,
     unsent_error,
 )
-from tinker_async.transport.frames import Upload
 from tinker_async.transport.lanes import Line, Shares, Ticket, TransportStatistics
+from tinker_async.transport.uploads import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,6 +42,12 @@ _IDLE_S = 60.0
 _WRITE_BYTES = 256 << 10
 _NOT_SENT = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
 _CLOSE_S = 1.0
+_FAILURES: tuple[type[Exception], ...] = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+)
 
 
 class _Wire(httpcore.AsyncNetworkStream):
@@ -290,13 +296,16 @@ class Http1Line:
         try:
             response = await kept.http.handle_async_request(self._core_request(request, silence_s))
             body = await _read_body(response, kept.wire)
-        except HTTP1_FAILURES as error:
+        except _FAILURES as error:
             if kept.wire.unwanted:
                 raise too_large(request.path, MAX_BODY_BYTES) from error
             if self._closing:
                 raise closed_error(self._where) from error
             if isinstance(error, (httpcore.ReadTimeout, httpcore.WriteTimeout)):
                 raise silence_error(self._where, silence_s) from error
+            if isinstance(error, httpcore.ProtocolError):
+                ours = isinstance(error, httpcore.LocalProtocolError)
+                raise rules_error(error, self._where, ours=ours) from error
             raise broken_error(error, self._where) from error
         if kept.wire.unwanted:
             raise too_large(request.path, MAX_BODY_BYTES)

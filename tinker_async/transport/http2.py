@@ -7,12 +7,12 @@ every stream ends exactly once, in `_end`, and `run` ends those that are left.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
-import h2.events
 import h2.exceptions
 import msgspec
 from anyio.abc import TaskStatus
@@ -32,18 +32,19 @@ from tinker_async.transport.frames import (
     CONNECTION_WINDOW_BYTES,
     LAST_STREAM_ID,
     STREAM_WINDOW_BYTES,
-    HeaderTable,
-    Http2State,
-    Upload,
+    FramedStream,
+    Framing,
 )
 from tinker_async.transport.lanes import Shares
+from tinker_async.transport.uploads import Upload, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from anyio.abc import ByteStream
 
-    from tinker_async.transport import Headers
+    from tinker_async.transport import Buffer
+    from tinker_async.transport.blocks import Head
     from tinker_async.transport.origin import Origin
 
 _READ_BYTES = 256 << 10
@@ -53,6 +54,8 @@ _SMALL_BODY_BYTES = 16 << 10
 _MOST_STREAMS = 1000
 """On one connection, when the peer names no limit or a larger one."""
 _GOODBYE_S = 1.0
+_LOOK_S = 0.05
+"""Shortest time between two looks for streams that are silent."""
 
 
 class KeepAlive(msgspec.Struct, frozen=True):
@@ -81,7 +84,7 @@ class Owner(Protocol):
         """Whether the others suffice without this connection."""
 
 
-class _Stream:
+class _Stream(FramedStream):
     """One request and its answer so far."""
 
     __slots__ = (
@@ -90,30 +93,32 @@ class _Stream:
         "done",
         "ended",
         "error",
-        "headers",
+        "head",
         "heard_at",
-        "id",
         "path",
+        "silence_s",
         "size",
         "traffic",
         "unread",
         "upload",
     )
 
-    def __init__(self, stream_id: int, request: Request, upload: Upload, now: float) -> None:
-        self.id = stream_id
+    def __init__(self, request: Request, silence_s: float | None, done: anyio.Event) -> None:
+        super().__init__()
         self.path = request.path
         self.traffic = request.traffic
-        self.upload: Upload | None = upload
-        self.heard_at = now
-        self.headers: Headers | None = None
+        self.upload: Upload | None = None
+        self.silence_s = silence_s
+        self.heard_at: float | None = None
+        """When either side last made progress; None until the request was written."""
+        self.head: Head | None = None
         self.chunks: list[bytes] = []
         self.size = 0
         self.credit = 0  # received bytes the peer may not replace yet
         self.error: Exception | None = None
         self.unread = False
         self.ended = False
-        self.done = anyio.Event()
+        self.done = done
 
 
 def _name(code: ErrorCodes | int | None) -> str:
@@ -134,22 +139,27 @@ class Connection:
         self._where = origin.address
         self._owner = owner
         self._keep_alive = keep_alive
-        self._h2 = Http2State()
-        self._headers = HeaderTable(origin.scheme, origin.authority)
+        self._h2: Framing[_Stream] = Framing(origin.scheme, origin.authority, self)
         self.shares = Shares(0)
         self.open = False
         """Whether new requests may start here."""
         self._started: Callable[[], None] | None = None
         self._scope = anyio.CancelScope()
         self._cause: BaseException | None = None
-        self._streams: dict[int, _Stream] = {}
+        self._streams = self._h2.live
         self._next_id = 1
         self._uploads: deque[_Stream] = deque()
         self._blocked: dict[int, _Stream] = {}
         self._unsent: list[_Stream] = []
         self._wake = anyio.Event()
+        self._new_event = type(self._wake)
+        """The event loop's own class: `anyio.Event` would look for it each time."""
+        self._hurry = anyio.Event()
+        self._next_look = math.inf
+        """When the watcher next looks for silent streams."""
         self._writing = False
         self._credit = 0
+        self._hungry: list[_Stream] = []
         self._alive_at = anyio.current_time()
         self._used_at = self._alive_at
         self._pinged_at: float | None = None
@@ -229,10 +239,9 @@ class Connection:
             # After a write that was cut off, more bytes would be garbage to the peer.
             if not self._writing:
                 with suppress(*HTTP2_FAILURES):
-                    if self._cause is None:
-                        self._h2.close_connection()
-                    if goodbye := self._h2.data_to_send():
-                        await self._wire.send(goodbye)
+                    if not isinstance(self._cause, h2.exceptions.H2Error):  # said already
+                        self._h2.say_goodbye()
+                    await self._wire.send(b"".join(self._h2.take_output()))
             with suppress(*HTTP2_FAILURES):
                 await self._wire.aclose()
             return
@@ -245,80 +254,57 @@ class Connection:
 
         None: the server is going away in good order and has not looked at the request.
         """
-        stream = self._start(request)
+        stream = self._start(request, silence_s)
         try:
-            if silence_s is None:
-                await stream.done.wait()
-            else:
-                await self._listen(stream, silence_s)
+            await stream.done.wait()
         finally:
             if not stream.ended:
-                self._abandon(stream, ErrorCodes.CANCEL)
+                self._abandon(stream, None)
         if stream.error is not None:
             raise stream.error
         return None if stream.unread else self._response(stream)
 
-    def _start(self, request: Request) -> _Stream:
-        """Queue a request for the writer. The only place where headers are encoded."""
-        stream_id = self._next_id
+    def _start(self, request: Request, silence_s: float | None) -> _Stream:
+        """Queue a request for the writer."""
         try:
-            upload = Upload(request.body)
-            size = upload.left
-            stream = _Stream(stream_id, request, upload, anyio.current_time())
-            headers = self._headers.request_headers(
-                request.method, request.path, request.headers, size
+            size = size_of(request.body)
+            small = b"".join(request.body) if size <= _SMALL_BODY_BYTES else b""
+            upload = None if size == len(small) else Upload(request.body)
+            stream = _Stream(request, silence_s, self._new_event())
+            self._h2.open_stream(
+                stream, self._next_id, request.method, request.path, request.headers, size
             )
-            self._h2.open_stream(stream_id, headers, end_stream=not size)
-        except BaseException as error:
+        except BaseException:
             self._owner.vacated(self, request.traffic)
-            if isinstance(error, h2.exceptions.H2Error):
-                raise broken_error(error, self._where) from error
             raise
         self._next_id += 2
-        self._streams[stream_id] = stream
         self._unsent.append(stream)
-        self._used_at = stream.heard_at
-        if not size:
-            stream.upload = None
-        elif size <= _SMALL_BODY_BYTES and not self._uploads and self._fits(stream_id, size):
-            self._h2.send_data(stream_id, upload.take_all(), end_stream=True)
-            stream.upload = None
-        else:
+        if small and not self._uploads and size <= self._h2.room(stream):
+            self._h2.put_body(stream, small)
+        elif size:
+            stream.upload = upload or Upload((small,))
             self._uploads.append(stream)
         if self._next_id > LAST_STREAM_ID:
             self._retire()
         self._wake.set()
         return stream
 
-    def _fits(self, stream_id: int, size: int) -> bool:
-        return size <= min(self._h2.window(stream_id), self._h2.max_outbound_frame_size)
-
-    async def _listen(self, stream: _Stream, silence_s: float) -> None:
-        """Wait for the answer while either side makes progress at least every `silence_s`."""
-        while not stream.ended:
-            until = stream.heard_at + silence_s
-            if anyio.current_time() >= until:
-                raise silence_error(self._where, silence_s)
-            with anyio.CancelScope(deadline=until):
-                await stream.done.wait()
-
     def _response(self, stream: _Stream) -> Response:
-        headers = stream.headers
-        if headers is None:
+        head = stream.head
+        if head is None:
             raise ProtocolError(f"{self._where} ended the answer to {stream.path} without headers")
-        body = stream.chunks[0] if len(stream.chunks) == 1 else b"".join(stream.chunks)
-        name, status = headers[0]
-        if name != b":status" or not status.isdigit():
+        if not head.status:
             raise ProtocolError(f"{self._where} answered {stream.path} without a status")
-        regular = headers[1:]
-        return Response(int(status), regular, decoded(regular, body, endpoint=stream.path))
+        chunks = stream.chunks
+        body: Buffer = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if head.is_encoded:
+            body = decoded(head.headers, body, endpoint=stream.path)
+        return Response(head.status, head.headers, body)
 
-    def _abandon(self, stream: _Stream, code: ErrorCodes) -> None:
+    def _abandon(self, stream: _Stream, error: Exception | None) -> None:
         """Give up a request and tell the peer; nothing else is touched."""
-        # The stream may just have been closed by the peer: then there is nobody to tell.
-        with suppress(h2.exceptions.H2Error):
-            self._h2.reset_stream(stream.id, code)
-        self._end(stream, None)
+        self._h2.reset(stream, ErrorCodes.CANCEL)
+        self._end(stream, error)
         self._wake.set()
 
     def _end(self, stream: _Stream, error: Exception | None) -> None:
@@ -347,7 +333,7 @@ class Connection:
     async def _write(self) -> None:
         while True:
             await self._wake.wait()
-            self._wake = anyio.Event()
+            self._wake = self._new_event()
             while batch := self._next_batch():
                 uploading = bool(self._uploads)
                 self._writing = True
@@ -359,34 +345,41 @@ class Connection:
 
     def _next_batch(self) -> bytes:
         """Return everything there is to send now, bodies up to a bound and in turns."""
-        self._unsent.clear()
-        head = self._h2.data_to_send()
-        if not self._uploads:
-            return head
-        pieces: list[bytes | bytearray | memoryview] = [head]
-        size = len(head)
-        now = anyio.current_time()
-        while self._uploads and size < _BATCH_BYTES:
-            if self._h2.outbound_flow_control_window <= 0:
-                break
+        if self._unsent or self._uploads:
+            now = anyio.current_time()
+            self._note_sent(now)
+            self._put_uploads(now)
+        return b"".join(self._h2.take_output())
+
+    def _note_sent(self, now: float) -> None:
+        """Start the clocks of the requests that go out now."""
+        for stream in self._unsent:
+            stream.heard_at = now
+            if stream.silence_s is not None and now + stream.silence_s < self._next_look:
+                self._next_look = now + stream.silence_s
+                self._hurry.set()
+        if self._unsent:
+            self._used_at = now
+            self._unsent.clear()
+
+    def _put_uploads(self, now: float) -> None:
+        size = 0
+        while self._uploads and size < _BATCH_BYTES and self._h2.window > 0:
             stream = self._uploads.popleft()
             upload = stream.upload
             if upload is None:
                 continue
-            room = min(self._h2.window(stream.id), self._h2.max_outbound_frame_size, upload.left)
+            room = min(self._h2.room(stream), upload.left)
             if room <= 0:
                 self._blocked[stream.id] = stream
                 continue
-            pieces += self._h2.frame_data(stream.id, upload, room)
+            self._h2.put_piece(stream, upload, room)
             size += room
             stream.heard_at = now
             if upload.left:
                 self._uploads.append(stream)
             else:
                 stream.upload = None
-                self._h2.end_stream(stream.id)
-                pieces.append(self._h2.data_to_send())
-        return b"".join(pieces)
 
     # -- reading -----------------------------------------------------------------------
 
@@ -396,77 +389,60 @@ class Connection:
             data = await self._wire.receive(_READ_BYTES)
             self._alive_at = anyio.current_time()
             self._pinged_at = None
-            hungry: list[_Stream] = []
-            for event in self._h2.receive(data):
-                handle = self._HANDLERS.get(type(event))
-                if handle is not None:
-                    handle(self, event, hungry)
-            self._give_credit(hungry)
+            self._h2.receive(data)
+            self._give_credit()
             if self._h2.has_output or self._uploads:
                 self._wake.set()
 
-    def _give_credit(self, hungry: list[_Stream]) -> None:
+    def _give_credit(self) -> None:
         """Let the peer send more. After the batch: a stream in it may have ended since."""
-        for stream in hungry:
-            if not stream.ended and stream.credit:
-                self._h2.increment_flow_control_window(stream.credit, stream.id)
-                stream.credit = 0
+        if self._hungry:
+            for stream in self._hungry:
+                if not stream.ended and stream.credit:
+                    self._h2.give_credit(stream.credit, stream)
+                    stream.credit = 0
+            self._hungry.clear()
         if self._credit >= CONNECTION_WINDOW_BYTES // 4:
-            self._h2.increment_flow_control_window(self._credit)
+            self._h2.give_credit(self._credit)
             self._credit = 0
 
-    def _on_headers(self, event: h2.events.ResponseReceived, _: list[_Stream]) -> None:
-        stream = self._streams.get(event.stream_id or 0)
-        if stream is not None:
-            stream.headers = tuple(event.headers or ())
-            stream.heard_at = self._alive_at
+    def heard_head(self, stream: _Stream, head: Head, *, ended: bool) -> None:
+        """Keep the response's headers."""
+        stream.head = head
+        stream.heard_at = self._alive_at
+        if ended:
+            self.heard_end(stream)
 
-    def _on_sign_of_life(
-        self, event: h2.events.InformationalResponseReceived, _: list[_Stream]
-    ) -> None:
-        stream = self._streams.get(event.stream_id or 0)
-        if stream is not None:
-            stream.heard_at = self._alive_at
+    def heard_interim(self, stream: _Stream) -> None:
+        """Note that the server lives."""
+        stream.heard_at = self._alive_at
 
-    def _on_data(self, event: h2.events.DataReceived, hungry: list[_Stream]) -> None:
-        length = event.flow_controlled_length or 0
+    def heard_data(self, stream: _Stream | None, data: bytes, length: int, *, ended: bool) -> None:
+        """Keep a piece of a body, and count what is to be credited for it."""
         self._credit += length
-        stream = self._streams.get(event.stream_id or 0)
         if stream is None:
             return
-        data = event.data or b""
         stream.heard_at = self._alive_at
         if data:
             stream.chunks.append(data)
             stream.size += len(data)
         stream.credit += length
         if stream.size > MAX_BODY_BYTES:
-            self._end_early(stream, too_large(stream.path, MAX_BODY_BYTES))
+            self._abandon(stream, too_large(stream.path, MAX_BODY_BYTES))
+        elif ended:
+            self.heard_end(stream)
         elif stream.credit >= STREAM_WINDOW_BYTES // 4:
-            hungry.append(stream)
+            self._hungry.append(stream)
 
-    def _on_end(self, event: h2.events.StreamEnded, _: list[_Stream]) -> None:
-        stream = self._streams.get(event.stream_id or 0)
-        if stream is None:
-            return
+    def heard_end(self, stream: _Stream) -> None:
+        """Settle a response that is whole."""
         if stream.upload is not None:
             # Answered before the whole body was sent: the rest is not wanted.
-            self._end_early(stream, None)
-        else:
-            self._end(stream, None)
+            self._h2.reset(stream, ErrorCodes.NO_ERROR)
+        self._end(stream, None)
 
-    def _end_early(self, stream: _Stream, error: Exception | None) -> None:
-        with suppress(h2.exceptions.H2Error):
-            self._h2.reset_stream(
-                stream.id, ErrorCodes.NO_ERROR if error is None else ErrorCodes.CANCEL
-            )
-        self._end(stream, error)
-
-    def _on_reset(self, event: h2.events.StreamReset, _: list[_Stream]) -> None:
-        stream = self._streams.get(event.stream_id or 0)
-        if stream is None:
-            return
-        code = event.error_code
+    def heard_reset(self, stream: _Stream, code: int) -> None:
+        """Fail a request that the server broke off."""
         if code == ErrorCodes.REFUSED_STREAM:
             self._end(stream, unsent_error(self._where, "the server refused the request unread"))
             return
@@ -478,23 +454,24 @@ class Connection:
             ),
         )
 
-    def _on_goaway(self, event: h2.events.ConnectionTerminated, _: list[_Stream]) -> None:
-        last = event.last_stream_id or 0
-        reason = f"the server is closing this connection ({_name(event.error_code)})"
+    def heard_goaway(self, last_stream_id: int, code: int) -> None:
+        """Give up what the server will not look at; let the rest finish."""
+        reason = f"the server is closing this connection ({_name(code)})"
         self.open = False  # before places are freed: nobody may take one here
         for stream in tuple(self._streams.values()):
-            if stream.id > last:
-                stream.unread = event.error_code == ErrorCodes.NO_ERROR
+            if stream.id > last_stream_id:
+                stream.unread = code == ErrorCodes.NO_ERROR
                 self._end(stream, None if stream.unread else unsent_error(self._where, reason))
         self._retire()
 
-    def _on_window(self, event: h2.events.WindowUpdated, _: list[_Stream]) -> None:
-        stream = self._blocked.pop(event.stream_id or 0, None)
-        if stream is not None:
+    def heard_window(self, stream: _Stream | None) -> None:
+        """Go on with an upload that waited for room."""
+        if stream is not None and self._blocked.pop(stream.id, None) is not None:
             self._uploads.append(stream)
 
-    def _on_settings(self, _: h2.events.RemoteSettingsChanged, __: list[_Stream]) -> None:
-        self.shares.resize(min(self._h2.remote_settings.max_concurrent_streams, _MOST_STREAMS))
+    def heard_settings(self) -> None:
+        """Follow the limit of streams, and the windows."""
+        self.shares.resize(min(self._h2.max_streams, _MOST_STREAMS))
         self._uploads.extend(self._blocked.values())  # their windows may have grown
         self._blocked.clear()
         if self._started is not None:
@@ -504,25 +481,16 @@ class Connection:
         else:
             self._owner.changed(self)
 
-    _HANDLERS: ClassVar[dict[type[h2.events.Event], Callable[..., None]]] = {
-        h2.events.ResponseReceived: _on_headers,
-        h2.events.InformationalResponseReceived: _on_sign_of_life,
-        h2.events.DataReceived: _on_data,
-        h2.events.StreamEnded: _on_end,
-        h2.events.StreamReset: _on_reset,
-        h2.events.ConnectionTerminated: _on_goaway,
-        h2.events.WindowUpdated: _on_window,
-        h2.events.RemoteSettingsChanged: _on_settings,
-    }
-
     # -- watching ----------------------------------------------------------------------
 
     async def _watch(self) -> None:
         """Find out about a dead peer, and end a connection that nobody needs."""
         rules = self._keep_alive
         while True:
-            await anyio.sleep(rules.answer_s / 3)
+            await self._doze(rules.answer_s / 3)
             now = anyio.current_time()
+            if now >= self._next_look or self._unsent:  # the writer may be held up
+                self._end_silent(now)
             if not self._streams:
                 if now - self._used_at >= rules.idle_s and self._owner.is_spare(self):
                     self._retire()
@@ -536,3 +504,27 @@ class Connection:
                 self._h2.ping(b"tinker-a")
                 self._pinged_at = now
                 self._wake.set()
+
+    async def _doze(self, most_s: float) -> None:
+        """Sleep until there may be something to see."""
+        until = anyio.current_time() + most_s
+        with anyio.CancelScope() as scope:
+            while True:
+                scope.deadline = min(self._next_look, until)
+                await self._hurry.wait()
+                self._hurry = self._new_event()
+
+    def _end_silent(self, now: float) -> None:
+        """Fail each request on which neither side made progress for as long as it allows."""
+        next_look = math.inf
+        for stream in tuple(self._streams.values()):
+            if stream.silence_s is None:
+                continue
+            if stream.heard_at is None:
+                stream.heard_at = now
+            due = stream.heard_at + stream.silence_s
+            if due <= now:
+                self._abandon(stream, silence_error(self._where, stream.silence_s))
+            else:
+                next_look = min(next_look, due)
+        self._next_look = max(next_look, now + _LOOK_S)

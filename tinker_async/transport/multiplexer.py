@@ -245,7 +245,7 @@ class Multiplexer:
         """Whether others have room enough for what comes."""
         return connection in self._connections[1:]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Refuse new requests and fail those in line; connections end with the task group."""
         self.closing = True
         self._line.dismiss(lambda: closed_error(self._origin.address))

@@ -12,12 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
-import httpcore
 
 from tinker_async.errors import ConfigError, ConnectError, TinkerError, TransportError
 from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.failures import closed_error
-from tinker_async.transport.http1 import Http1Line
 from tinker_async.transport.lanes import TransportStatistics
 from tinker_async.transport.multiplexer import Multiplexer, copy_error
 from tinker_async.transport.origin import Origin, chosen_protocol, dial, parse_origin
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteStream, TaskGroup
 
+    from tinker_async.transport.http1 import Http1Line
     from tinker_async.transport.http2 import KeepAlive
 
 
@@ -83,10 +82,8 @@ class OpenTransport:
         self._closing = True
         if self._choice is not None:
             self._choice.fail(closed_error(self._origin.address))
-        if isinstance(self._chosen, Http1Line):
+        if self._chosen is not None:
             await self._chosen.close()
-        elif self._chosen is not None:
-            self._chosen.close()
 
     # -- which HTTP --------------------------------------------------------------------
 
@@ -130,6 +127,9 @@ class OpenTransport:
         )
 
     def _http1_line(self) -> Http1Line:
+        # Loaded when it is needed: `httpcore` is a quarter of this library's import.
+        from tinker_async.transport.http1 import Http1Line  # noqa: PLC0415 - see above
+
         self._offer("http/1.1")
         return Http1Line(self._origin, self._dial_any, max_connections=self._most)
 
@@ -148,6 +148,14 @@ class OpenTransport:
                 f"{self._origin.address} does not offer HTTP/2", hint="open with http2=None"
             )
         return stream
+
+
+def _default_ssl_context() -> ssl.SSLContext:
+    import certifi  # noqa: PLC0415 - httpcore brings it; loaded only where it is used
+
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
 
 
 class _Choice:
@@ -196,7 +204,7 @@ async def open_transport(
     if max_connections < 1:
         raise ConfigError(f"max_connections is {max_connections}", hint="it must be at least 1")
     if origin.secure:
-        ssl_context = ssl_context or httpcore.default_ssl_context()
+        ssl_context = ssl_context or _default_ssl_context()
         ssl_context.set_alpn_protocols(["h2", "http/1.1"])
     else:
         ssl_context = None
