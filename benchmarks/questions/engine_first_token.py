@@ -39,6 +39,6 @@ def ask(bench: Bench) -> list[Row]:
             question="engine_first_token",
             ours="median",
             than="idle engine",
-            note="bounded by one micro-batch of 1,024 tokens",
+            note="bounded by one micro-batch of 256 tokens",
         )
     ]

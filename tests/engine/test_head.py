@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tinker_async.local.engine.head import Head, HeadLora, score
+from tinker_async.local.engine.head import Head, score
+from tinker_async.local.engine.lora_linear import LayerLora
 
 POSITIONS, HIDDEN, VOCAB, RANK = 23, 16, 50, 4
 
 
-def draw(width: int, *, bias: bool) -> tuple[Head, HeadLora, torch.Tensor, torch.Tensor]:
+def draw(width: int, *, bias: bool) -> tuple[Head, LayerLora, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     head = Head(torch.randn(VOCAB, HIDDEN) / 4, torch.randn(VOCAB) if bias else None)
-    lora = HeadLora(
+    lora = LayerLora(
         torch.nn.Parameter(torch.randn(RANK, HIDDEN) / 4),
         torch.nn.Parameter(torch.randn(VOCAB, RANK)),
         0.5,
@@ -77,7 +78,7 @@ def test_without_gradients_only_scores_are_computed() -> None:
 def test_mixed_rows_get_their_own_adapter() -> None:
     """Each row's logits equal those with its adapter alone; None is the base head."""
     head, lora, hidden, _ = draw(1, bias=False)
-    other = HeadLora(torch.nn.Parameter(lora.a * 2), lora.b, 0.5)
+    other = LayerLora(torch.nn.Parameter(lora.a * 2), lora.b, 0.5)
     loras = [lora, None, other, lora]
     with torch.no_grad():
         mixed = head.mixed_logits(hidden[:4], loras)

@@ -202,7 +202,10 @@ def test_a_sample_ends_in_the_middle_of_a_long_training_job(desk: Desk) -> None:
 
 
 def test_training_gets_as_much_time_as_sampling(folder: Path) -> None:
-    """A micro-batch of ten seconds is followed by ten decoding steps of one second."""
+    """A micro-batch of ten seconds is followed by ten decoding steps of one second.
+
+    With both sides fresh, sampling goes first.
+    """
     now = 0.0
     turns: list[str] = []
     desk = Desk(folder, clock=iter(lambda: now, None))
@@ -218,7 +221,7 @@ def test_training_gets_as_much_time_as_sampling(folder: Path) -> None:
         desk.engine._clock = lambda reads=reads: next(reads)  # type: ignore[misc]
         desk.engine.turn()
         now = end
-    assert "".join(turns) == "T" + "ssssssssssT" * 4
+    assert "".join(turns) == "sT" + "ssssssssssT" * 4
 
 
 def test_decoding_steps_in_a_row_are_bounded(folder: Path) -> None:
@@ -231,7 +234,18 @@ def test_decoding_steps_in_a_row_are_bounded(folder: Path) -> None:
     while desk.engine.jobs_queued:
         desk.engine.turn()
         turns += 1
-    assert turns == 4 + 3 * MAX_DECODING_STEPS
+    assert turns == 4 + 4 * MAX_DECODING_STEPS
+
+
+def test_a_sample_waits_for_one_micro_batch_at_most(desk: Desk) -> None:
+    """Training that was alone does not go on first once a sample has come."""
+    desk.submit("training", training(rows=5))
+    for name in ("first", "second"):
+        desk.engine.turn()
+        desk.submit(name, sample(1))
+        desk.engine.turn()
+        assert name in desk.answers
+    assert "training" not in desk.answers
 
 
 def test_training_jobs_keep_their_order(desk: Desk) -> None:

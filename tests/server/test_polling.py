@@ -88,3 +88,14 @@ async def test_a_delivered_result_can_be_fetched_again_until_memory_is_short(
         assert gone.status == 410
         unknown = await desk.post("/retrieve_future", {"request_id": "never"})
         assert unknown.status == 404
+
+
+async def test_small_results_do_not_pile_up(tmp_path: Path) -> None:
+    """Each counts for what it takes in memory, not for its few bytes on the wire."""
+    async with open_desk(tmp_path, QuickEngine(), Limits(delivered_bytes=50_000)) as desk:
+        model_id = await desk.model(await desk.session())
+        for number in range(1, 31):
+            await desk.result(await desk.step(model_id, number))
+        statistics = desk.service.statistics()
+        assert 5 < statistics["promises"] < 20
+        assert statistics["delivered_bytes"] <= 50_000

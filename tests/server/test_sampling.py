@@ -47,6 +47,22 @@ async def test_a_repeated_sample_is_drawn_once(tmp_path: Path) -> None:
         assert reply.status == 409
 
 
+async def test_so_many_samples_are_remembered_however_many_samplers_there_are(
+    tmp_path: Path,
+) -> None:
+    """The oldest is forgotten, and a repetition of it is drawn again; others are not."""
+    engine = QuickEngine()
+    async with open_desk(tmp_path, engine, Limits(samples_remembered=3)) as desk:
+        session_id = await desk.session()
+        samplers = [await sampler(desk, session_id, number) for number in (0, 1)]
+        bodies = [sample_body(samplers[number % 2], number) for number in range(4)]
+        promises = [await desk.ok("/asample", body) for body in bodies]
+        assert 3 == desk.service.statistics()["samples_remembered"]
+        assert promises[1:] == [await desk.ok("/asample", body) for body in bodies[1:]]
+        assert promises[0] != await desk.ok("/asample", bodies[0])
+        assert ["Sample"] * 5 == engine.kinds()
+
+
 async def test_too_many_waiting_samples_are_429(tmp_path: Path) -> None:
     """With a Retry-After; there is room again when one is done."""
     engine = HandEngine()

@@ -1,7 +1,8 @@
 """Many LoRA adapters on one base model, kept apart by peft's adapter names.
 
-The rule: peft's notion of an active adapter is global state of the model, and only
-`AdapterSet.select` changes it. Names here are internal and never reused.
+peft makes, holds and deletes them, `LoraLinear` applies them. The rule: which rows use which
+adapter is state of the model, and only `AdapterSet.select` changes it. Names here are internal and
+never reused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 
 from tinker_async.data.params import LoraConfig
 from tinker_async.errors import ConfigError, InvalidInputError
-from tinker_async.local.engine.head import HeadLora
+from tinker_async.local.engine.lora_linear import LayerLora, LoraLinear, Routing
 
 BASE = "__base__"
 """The adapter name that stands for the base model alone (peft's own word for it)."""
@@ -50,7 +51,7 @@ class Adapter:
     lora: LoraConfig
     trainable: bool
     weights: Mapping[str, nn.Parameter]
-    head: HeadLora | None
+    head: LayerLora | None
     config: peft.LoraConfig = field(repr=False)
 
 
@@ -75,13 +76,15 @@ class AdapterSet:
         self._layers: dict[str, Any] = {
             path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)
         }
-        self._rows: list[str] | None = None
-        for layer in self._layers.values():
-            layer.register_forward_pre_hook(self._add_rows, with_kwargs=True)
-        self._active: str | None = None
+        self._routing = Routing(self._device)
+        self._linears: dict[str, LoraLinear] = {}
+        for path, layer in self._layers.items():
+            self._linears[path] = layer.forward = LoraLinear(layer.base_layer, self._routing)
         self._made = 0
-        self._heads: dict[str, HeadLora | None] = {BASE: None}
-        self._select_one(BASE)
+        self._heads: dict[str, LayerLora | None] = {BASE: None}
+        self._trainable: dict[str, list[nn.Parameter]] = {}
+        self._settle()
+        self.select(None)
 
     def create(self, lora: LoraConfig) -> Adapter:
         """Make an adapter for training: A random by `lora.seed`, B zero.
@@ -120,11 +123,13 @@ class AdapterSet:
 
     def drop(self, adapter: Adapter) -> None:
         """Free an adapter. It must not be used again."""
-        self._select_one(BASE)  # peft warns when the active adapter is deleted
-        self._rows = None
+        self.select(None)
         self.peft.delete_adapter(adapter.name)
+        for linear in self._linears.values():
+            linear.loras.pop(adapter.name, None)
+        self._trainable.pop(adapter.name, None)
         del self._heads[adapter.name]
-        self._select_one(BASE, force=True)
+        self._settle()
 
     def select(self, names: Sequence[str] | None) -> None:
         """Choose the adapter of each row of the forward passes that follow.
@@ -132,34 +137,19 @@ class AdapterSet:
         Args:
             names: One adapter name, or `BASE`, for each row; None means `BASE` for all.
         """
-        distinct = set(names) if names else {BASE}
-        if len(distinct) == 1:
-            self._rows = None
-            self._select_one(distinct.pop())
-        else:
-            self._rows = list(names or ())
+        self._routing.set(names or [BASE])
 
-    def heads(self, names: Sequence[str]) -> list[HeadLora | None]:
+    def heads(self, names: Sequence[str]) -> list[LayerLora | None]:
         """Return each row's part of the output head; None where the adapter has none."""
         return [self._heads[name] for name in names]
 
-    def _select_one(self, name: str, *, force: bool = False) -> None:
-        if name == self._active and not force:
-            return
+    def _settle(self) -> None:
+        """Undo what peft did to other adapters: none is active, all keep `requires_grad`."""
         for layer in self._layers.values():
-            layer.set_adapter([] if name == BASE else [name], inference_mode=self._is_frozen(name))
-        self._active = name
-
-    def _is_frozen(self, name: str) -> bool:
-        config = self.peft.peft_config.get(name)
-        return config is None or bool(config.inference_mode)
-
-    def _add_rows(
-        self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._rows is None:
-            return None
-        return args, {**kwargs, "adapter_names": self._rows}
+            layer.set_adapter([])
+        for parameters in self._trainable.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
 
     def _add(
         self,
@@ -185,17 +175,15 @@ class AdapterSet:
                 part.float()  # whatever the base's dtype, or training would stall
         except InvalidInputError:
             self.peft.delete_adapter(name)
+            self._settle()
             raise
-        finally:
-            self._select_one(BASE, force=True)  # peft changed requires_grad of others
-        self._heads[name] = head = self._find_head(name)
+        parts = {key: part.weight for key, part in self._parts(name)}
+        if trainable:
+            self._trainable[name] = list(parts.values())
+        self._settle()
+        self._heads[name] = head = self._connect(name)
         return Adapter(
-            name=name,
-            lora=lora,
-            trainable=trainable,
-            weights={key: part.weight for key, part in self._parts(name)},
-            head=head,
-            config=config,
+            name=name, lora=lora, trainable=trainable, weights=parts, head=head, config=config
         )
 
     def _parts(self, name: str) -> Iterator[tuple[str, Any]]:
@@ -224,13 +212,14 @@ class AdapterSet:
             copy = weights[key].detach().to(self._device, torch.float32, copy=True)
             part.weight = nn.Parameter(copy, requires_grad=part.weight.requires_grad)
 
-    def _find_head(self, name: str) -> HeadLora | None:
-        layer = self._layers[self._sites.head]
-        if name not in layer.lora_A:
-            return None
-        return HeadLora(
-            a=layer.lora_A[name].weight, b=layer.lora_B[name].weight, scale=layer.scaling[name]
-        )
+    def _connect(self, name: str) -> LayerLora | None:
+        """Hand an adapter's final parameters to the layers; return its part of the head."""
+        for path, layer in self._layers.items():
+            if name in layer.lora_A:
+                self._linears[path].loras[name] = LayerLora(
+                    layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+                )
+        return self._linears[self._sites.head].loras.get(name)
 
     def _peft_config(self, lora: LoraConfig, *, trainable: bool = True) -> peft.LoraConfig:
         return peft.LoraConfig(

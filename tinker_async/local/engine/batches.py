@@ -107,7 +107,8 @@ def collate(rows: Sequence[Row], device: torch.device) -> Batch:
 
 
 def _widened(array: npt.NDArray[np.generic], width: int) -> npt.NDArray[np.generic]:
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])))
+    missing = width - array.shape[1]
+    return np.pad(array, ((0, 0), (0, missing))) if missing else array
 
 
 def _read_row(index: int, datum: Datum, loss: Loss, card: ModelCard) -> Row:

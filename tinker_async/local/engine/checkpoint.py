@@ -217,9 +217,10 @@ def _restore_moments(model: TrainedModel, tensors: dict[str, torch.Tensor], fold
         step, *averages = (left.pop(f"{name}/{moment}", None) for moment in _MOMENTS)
         if any(average is None or average.shape != parameter.shape for average in averages):
             raise _bad(folder, f"{_OPTIMIZER} does not fit {name}")
-        first, second = (average.to(parameter.device) for average in averages)  # type: ignore[union-attr]  # checked above
-        # AdamW keeps the step on the CPU when neither fused nor capturable
-        model.optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+        model.optimizer.state[parameter] = {
+            key: tensor.to(parameter.device)  # type: ignore[union-attr]  # checked above
+            for key, tensor in zip(_MOMENTS, (step, *averages), strict=True)
+        }
     if left:
         raise _bad(folder, f"{_OPTIMIZER} has {len(left)} unknown entries, such as {min(left)}")
 

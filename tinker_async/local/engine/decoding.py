@@ -153,9 +153,10 @@ class Decoder:
             self._extend(fresh, torch.stack([_first_logits(row.request) for row in fresh]))
             return
         # Reading prompts and drawing tokens take turns, so that neither waits for long.
-        if not (self._rows and self._read_last):
+        rows_turn = bool(self._rows) and self._read_last
+        if not rows_turn:
             self._take_prompts()
-        self._read_last = bool(self._reading) and not self._read_last
+        self._read_last = bool(self._reading) and not rows_turn
         if self._read_last:
             self._read()
         elif self._rows:
@@ -318,6 +319,8 @@ class Decoder:
 
     def _end(self, request: Request, result: Result) -> None:
         self._in_use[request.adapter] -= 1
+        if not self._in_use[request.adapter]:
+            del self._in_use[request.adapter]  # or each adapter would leave a zero behind
         request.done(result)
 
 

@@ -19,6 +19,7 @@ from tinker_async.local.engine.failures import SampleCancelledError, explained
 from tinker_async.local.engine.jobs import Job, ModelCard, Result, Sample
 from tinker_async.local.engine.lane import Lane, Work
 from tinker_async.local.engine.stopping import StopRules
+from tinker_async.local.engine.training import MICRO_BATCH_TOKENS
 
 Done: TypeAlias = Callable[[Result], None]
 
@@ -33,7 +34,8 @@ class Engine:
         folder: The base model: a Hugging Face folder.
         name: What users call it.
         dtype: Of the base weights: `float32` or `bfloat16`.
-        micro_batch_tokens: Most padded tokens computed at once, in training and for prompts.
+        micro_batch_tokens: Most padded tokens computed at once in training; a longer datum is
+            computed whole. A sample that comes waits for so much.
         max_rows: Most samples drawn in one forward pass.
         max_cache_tokens: Most tokens in the attention cache; see `Decoder`.
         clock: Seconds, for the shares of time.
@@ -48,7 +50,7 @@ class Engine:
         *,
         name: str,
         dtype: str = "float32",
-        micro_batch_tokens: int = 1024,
+        micro_batch_tokens: int = MICRO_BATCH_TOKENS,
         max_rows: int = 64,
         max_cache_tokens: int = 65_536,
         clock: Callable[[], float] = time.perf_counter,
@@ -62,7 +64,6 @@ class Engine:
             StopRules(base.card, folder),
             max_rows=max_rows,
             max_cache_tokens=max_cache_tokens,
-            prefill_tokens=micro_batch_tokens,
         )
         self._lane = Lane(base, micro_batch_tokens=micro_batch_tokens, in_use=self._decoder.uses)
         self._queue: deque[tuple[Job, Done]] = deque()
@@ -127,7 +128,8 @@ class Engine:
         """Do a micro-batch, or a whole job of another kind, or a decoding step.
 
         With training and sampling both at work, a micro-batch is followed by decoding
-        steps that take as long together: at least one, at most `MAX_DECODING_STEPS`.
+        steps that take as long together: at least one, at most `MAX_DECODING_STEPS`. Who has been
+        waiting for the other to be alone at work goes first if it is sampling: its turns are short.
         """
         began = self._clock()
         if self._is_trainings_turn():
@@ -161,7 +163,7 @@ class Engine:
     def _is_trainings_turn(self) -> bool:
         if not (self._has_lane_work and self._decoder.has_work):
             return self._has_lane_work
-        return self._lead_s <= 0 or self._steps_in_a_row >= MAX_DECODING_STEPS
+        return self._lead_s < 0 or self._steps_in_a_row >= MAX_DECODING_STEPS
 
     def _train(self) -> None:
         """Go on with the running job until it pauses, or start the next."""
@@ -189,6 +191,8 @@ class Engine:
         snapshot = _snapshot_id(job)
         if snapshot:
             self._queued_snapshots[snapshot] -= 1
+            if not self._queued_snapshots[snapshot]:
+                del self._queued_snapshots[snapshot]  # or each snapshot would leave a zero behind
 
     def _admit(self, job: Sample, done: Done) -> None:
         try:

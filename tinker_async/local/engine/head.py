@@ -14,20 +14,13 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from tinker_async.local.engine.lora_linear import LayerLora
+
 ChunkLoss: TypeAlias = Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]
 """Log-probs `[chunk, K]` and the chunk's place to losses and their derivatives, same shape."""
 
 _CHUNK_ELEMENTS = 2**24
 """Logits held at once, in elements: 64 MB in float32."""
-
-
-@dataclass(frozen=True)
-class HeadLora:
-    """The adapter's part of the head: logits += scale * (hidden A^T) B^T."""
-
-    a: nn.Parameter  # (rank, hidden)
-    b: nn.Parameter  # (vocab, rank)
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -37,12 +30,12 @@ class Head:
     weight: torch.Tensor  # (vocab, hidden)
     bias: torch.Tensor | None  # (vocab)
 
-    def logits(self, hidden: torch.Tensor, lora: HeadLora | None = None) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LayerLora | None = None) -> torch.Tensor:
         """Return float32 logits `[..., vocab]` for hidden states `[..., hidden]`."""
         logits = nn.functional.linear(hidden, self.weight, self.bias).float()
         return logits if lora is None else logits.add_(lora_logits(hidden, lora))
 
-    def mixed_logits(self, hidden: torch.Tensor, loras: Sequence[HeadLora | None]) -> torch.Tensor:
+    def mixed_logits(self, hidden: torch.Tensor, loras: Sequence[LayerLora | None]) -> torch.Tensor:
         """Return float32 logits for hidden states `[rows, ..., hidden]`, one adapter a row."""
         logits = self.logits(hidden)
         for lora in {id(lora): lora for lora in loras}.values():
@@ -52,7 +45,7 @@ class Head:
         return logits
 
 
-def lora_logits(hidden: torch.Tensor, lora: HeadLora) -> torch.Tensor:
+def lora_logits(hidden: torch.Tensor, lora: LayerLora) -> torch.Tensor:
     """Return what the adapter adds to the logits, float32 `[..., vocab]`."""
     inner = nn.functional.linear(hidden.float(), lora.a) * lora.scale  # (..., rank)
     return nn.functional.linear(inner, lora.b)
@@ -72,7 +65,7 @@ class Scores:
 @torch.no_grad()
 def score(
     head: Head,
-    lora: HeadLora | None,
+    lora: LayerLora | None,
     hidden: torch.Tensor,
     targets: torch.Tensor,
     loss: ChunkLoss,
@@ -112,7 +105,7 @@ def score(
 class _HeadGradient:
     """Sums the head's gradients over chunks."""
 
-    def __init__(self, head: Head, lora: HeadLora | None, states: torch.Tensor) -> None:
+    def __init__(self, head: Head, lora: LayerLora | None, states: torch.Tensor) -> None:
         self._head, self._lora, self._states = head, lora, states
         self.hidden = torch.zeros_like(states)
         self.a = None if lora is None else torch.zeros_like(lora.a)

@@ -23,7 +23,7 @@ class Lane:
 
     Args:
         base: The model that all adapters live on.
-        micro_batch_tokens: Most padded tokens computed at once.
+        micro_batch_tokens: Most padded tokens computed at once in training.
         in_use: Whether a sample still needs the adapter of this name.
     """
 

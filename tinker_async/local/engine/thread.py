@@ -59,7 +59,7 @@ class EngineThread:
         dtype: Of the base weights: `float32` or `bfloat16`.
         threads: Torch's threads, for the process; None is one for a tiny model, whose
             operations are shorter than waking a second thread, else torch's choice.
-        micro_batch_tokens: Most padded tokens computed at once.
+        micro_batch_tokens: Most padded tokens computed at once in training.
         max_rows: Most samples drawn in one forward pass.
         max_cache_tokens: Most tokens in the attention cache, rows times the longest one;
             SmolLM2-135M takes 46 kB for each in float32.
@@ -72,7 +72,7 @@ class EngineThread:
         name: str,
         dtype: str = "float32",
         threads: int | None = None,
-        micro_batch_tokens: int = 1024,
+        micro_batch_tokens: int = 256,
         max_rows: int = 64,
         max_cache_tokens: int = 65_536,
     ) -> None:

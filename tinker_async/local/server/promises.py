@@ -124,6 +124,7 @@ class PromiseBook:
 
     def delivered(self, promise: Promise, size_bytes: int) -> None:
         """Note that a result has been handed out; old ones may leave."""
+        size_bytes += _KEPT_BYTES
         self._delivered_bytes -= self._delivered.pop(promise.request_id, 0)
         self._delivered[promise.request_id] = size_bytes
         self._delivered_bytes += size_bytes
@@ -165,5 +166,7 @@ class PromiseBook:
         }
 
 
+_KEPT_BYTES = 4096
+"""What a result counts for besides its encoded size: a small one takes some 2.5 kB as objects."""
 _UNFETCHED_BYTES = 64 * 1024
 """What an unfetched result of an ended session counts for: its size is not known without encoding."""

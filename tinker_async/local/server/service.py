@@ -32,10 +32,6 @@ from tinker_async.local.server.store import RunRow, SessionRow, Store, now
 log = structlog.get_logger("tinker_async")
 
 
-_REMEMBERED = 20_000
-"""Samples of a sampler whose repetition gets the same promise."""
-
-
 class Limits(msgspec.Struct, frozen=True):
     """How much and how long. Durations in seconds, sizes in bytes."""
 
@@ -51,6 +47,8 @@ class Limits(msgspec.Struct, frozen=True):
     lane_requests: int = 2048
     lane_bytes: int = 512 * 1024 * 1024
     samples_waiting: int = 4096
+    samples_remembered: int = 50_000
+    """Of all samplers together; their repetitions get the same promise. Some 25 MB."""
     sequences_per_sample: int = 1024
     resident_snapshots: int = 16
     ephemeral_snapshots: int = 64
@@ -92,26 +90,39 @@ class Sampler:
         self.snapshot_id = snapshot_id
         self.model_path = model_path
         self.unnumbered = 0
-        self._requests: OrderedDict[int, tuple[bytes, Promise, list[str]]] = OrderedDict()
 
-    def repeated(self, seq_id: int | None, digest: bytes) -> tuple[Promise, list[str]] | None:
-        """Return promise and sequence ids of a sample that has been asked for before, or None.
+
+class SampleMemory:
+    """Recognises repetitions of samples, until many later ones have come.
+
+    One for all samplers: a loop that makes a sampler a step would else fill the memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: OrderedDict[tuple[str, int], tuple[bytes, Promise]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def repeated(self, sampler: Sampler, seq_id: int | None, digest: bytes) -> Promise | None:
+        """Return the promise of a sample that has been asked for before, or None.
 
         Raises:
             Refusal: 409, the number was used for another sample.
         """
-        known = None if seq_id is None else self._requests.get(seq_id)
+        known = None if seq_id is None else self._known.get((sampler.id, seq_id))
         if known is None:
             return None
         if known[0] != digest:
             raise Refusal(409, f"seq_id {seq_id} was used for another sample", field="seq_id")
-        return known[1], known[2]
+        return known[1]
 
-    def remember(self, seq_id: int, digest: bytes, promise: Promise, ids: list[str]) -> None:
-        """Recognise repetitions of this sample, until many later ones have come."""
-        self._requests[seq_id] = (digest, promise, ids)
-        if len(self._requests) > _REMEMBERED:
-            self._requests.popitem(last=False)
+    def remember(self, sampler: Sampler, seq_id: int, digest: bytes, promise: Promise) -> None:
+        """Note a new sample; the oldest one may be forgotten for it."""
+        self._known[sampler.id, seq_id] = (digest, promise)
+        if len(self._known) > self._limit:
+            self._known.popitem(last=False)
 
 
 class Service:
@@ -140,6 +151,7 @@ class Service:
             ephemeral_limit=limits.ephemeral_snapshots,
             remove=folders.remove,
         )
+        self.samples = SampleMemory(limits.samples_remembered)
         self.samples_waiting = 0
         self._sessions: dict[str, Session] = {}
         self._models: dict[str, Model] = {}
@@ -322,6 +334,7 @@ class Service:
             "models": len(self._models),
             "samplers": len(self._samplers),
             "samples_waiting": self.samples_waiting,
+            "samples_remembered": len(self.samples),
             **self.promises.statistics(),
             **self.snapshots.statistics(),
         }

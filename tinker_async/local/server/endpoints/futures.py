@@ -68,6 +68,7 @@ async def cancel_future(service: Service, request: Request) -> Response:
     if promise.kind == "sample" and not promise.settled:
         promise.settle(FailedResponse(error="the sample was cancelled", category="user"))
         service.port.cancel_sample(promise.request_id)
+        service.promises.delivered(promise, 0)  # nobody need fetch it
     return answer({})
 
 

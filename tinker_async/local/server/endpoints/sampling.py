@@ -82,20 +82,23 @@ async def asample(service: Service, request: Request) -> Response:
     if wanted.sampling_session_id is None:
         raise Refusal(422, "sampling_session_id is missing", field="sampling_session_id")
     sampler = service.sampler(wanted.sampling_session_id)
-    known = sampler.repeated(wanted.seq_id, body.digest)
+    known = service.samples.repeated(sampler, wanted.seq_id, body.digest)
     if known is not None:
-        return _promised(*known)
+        return _promised(known, _sequence_ids(sampler, wanted))
     _check(service, wanted)
-    number = sampler.unnumbered if wanted.seq_id is None else wanted.seq_id
-    mark = "u" if wanted.seq_id is None else ""
+    ids = _sequence_ids(sampler, wanted)
     promise = service.promises.make("sample", session_id=sampler.session_id)
-    ids = [f"{sampler.id}:{mark}{number}:{index}" for index in range(wanted.num_samples)]
     if wanted.seq_id is None:
         sampler.unnumbered += 1
     else:
-        sampler.remember(wanted.seq_id, body.digest, promise, ids)
+        service.samples.remember(sampler, wanted.seq_id, body.digest, promise)
     _start(service, sampler, promise, wanted, ids)
     return _promised(promise, ids)
+
+
+def _sequence_ids(sampler: Sampler, wanted: SampleRequest) -> list[str]:
+    number = f"u{sampler.unnumbered}" if wanted.seq_id is None else str(wanted.seq_id)
+    return [f"{sampler.id}:{number}:{index}" for index in range(wanted.num_samples)]
 
 
 def _promised(promise: Promise, ids: list[str]) -> Response:
