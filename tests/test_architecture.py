@@ -16,19 +16,20 @@ import tinker_async
 PACKAGE = Path(tinker_async.__file__).parent
 
 BELOW_API = {"transport", "wire", "config", "data", "errors"}
-BELOW_BACKGROUND = BELOW_API | {"api", "futures", "plan", "losses"}
+BELOW_BACKGROUND = BELOW_API | {"api", "futures", "logs", "plan", "losses"}
 CLIENTS = BELOW_BACKGROUND | {"background", "tokenizer"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "lone_errors": {"errors"},
+    "logs": set(),
     "data": {"errors"},
     "config": {"errors"},
     "plan": {"data", "errors"},
     "losses": {"data", "errors"},
     "wire": {"data", "errors"},
     "transport": {"errors"},
-    "api": BELOW_API,
+    "api": BELOW_API | {"logs"},
     "futures": {"errors"},
     "tokenizer": {"api", "errors"},
     "background": BELOW_BACKGROUND,
@@ -86,7 +87,7 @@ LAZY_HOMES: dict[str, set[str]] = {
     "safetensors": {"local.convert", "local.tiny"},
     "gguf": {"local.convert"},
     "hypercorn": {"local.server.hosting"},
-    "zstandard": {"local.server", "transport.content"},
+    "zstandard": {"background.compression", "local.server", "transport.content"},
     "matplotlib": {"cli.demo_report"},
 }
 """Where it may be imported inside a function besides."""

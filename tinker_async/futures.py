@@ -99,8 +99,11 @@ class APIFuture(Generic[T]):
         if not self._done:
             if self._waiters is None:
                 self._waiters = anyio.Event()
-            with anyio.move_on_after(timeout):
+            if timeout is None:
                 await self._waiters.wait()
+            else:
+                with anyio.move_on_after(timeout):
+                    await self._waiters.wait()
         if not self._done:
             raise RequestTimeoutError(
                 f"{self.operation} had no result after {timeout} s",

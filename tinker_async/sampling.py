@@ -7,14 +7,13 @@ group, and cancel any of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import msgspec
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, decode_json
@@ -32,6 +31,7 @@ from tinker_async.errors import (
     RequestTimeoutError,
     ResponseError,
 )
+from tinker_async.logs import log
 from tinker_async.tokenizer import load_tokenizer
 from tinker_async.wire import json as wire_json
 from tinker_async.wire import sampling as wire_sampling
@@ -40,8 +40,6 @@ from tinker_async.wire.protobuf import DecodeError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-log = structlog.get_logger("tinker_async")
 
 _MOST_RESUBMISSIONS = 5
 _BYTES_PER_TOKEN = 10
@@ -109,7 +107,9 @@ class SamplingClient:
         """
         self._is_open()
         _check(prompt, num_samples, topk_prompt_logprobs, topk_sample_logprobs)
-        request = SampleRequest(
+        make_request = partial(
+            SampleRequest,
+            sampling_session_id=self.sampling_session_id,
             prompt=prompt,
             sampling_params=sampling_params or SamplingParams(),
             num_samples=num_samples,
@@ -117,11 +117,12 @@ class SamplingClient:
             topk_prompt_logprobs=topk_prompt_logprobs,
             topk_sample_logprobs=topk_sample_logprobs,
         )
+        nbytes = _BYTES_PER_TOKEN * prompt.length
         if timeout is None:
-            return await self._within_limits(request)
+            return await self._within_limits(make_request, nbytes)
         response: SampleResponse | None = None
         with anyio.move_on_after(timeout):
-            response = await self._within_limits(request)
+            response = await self._within_limits(make_request, nbytes)
         if response is None:
             raise RequestTimeoutError(
                 f"the sample had no result after {timeout} s", hint="it was cancelled"
@@ -165,22 +166,27 @@ class SamplingClient:
         name = "" if folder is not None else await self.get_base_model()
         return await load_tokenizer(self._caller, name, folder=folder)
 
-    async def _within_limits(self, request: SampleRequest) -> SampleResponse:
+    async def _within_limits(
+        self, make_request: Callable[..., SampleRequest], nbytes: int
+    ) -> SampleResponse:
         await self._pool.places.acquire()
         try:
             for _ in range(_MOST_RESUBMISSIONS):
                 try:
-                    return await self._sample_once(request)
+                    return await self._sample_once(make_request, nbytes)
                 except PromiseLostError as error:
                     # A sample has no effect on the server: it can simply be drawn again.
                     log.info("sample_resubmitted", request_id=error.request_id)
-            return await self._sample_once(request)
+            return await self._sample_once(make_request, nbytes)
         finally:
             self._pool.places.release()
 
-    async def _sample_once(self, request: SampleRequest) -> SampleResponse:
+    async def _sample_once(
+        self, make_request: Callable[..., SampleRequest], nbytes: int
+    ) -> SampleResponse:
         seq_id, self._next_seq_id = self._next_seq_id, self._next_seq_id + 1
-        promise = await self._submit(request, seq_id)
+        request = make_request(seq_id=seq_id)
+        promise = await self._submit(request, nbytes)
         try:
             result = await retrieve(
                 self._caller, promise.request_id, endpoint=RETRIEVE_ANY, policy=self._policy
@@ -193,24 +199,22 @@ class SamplingClient:
         ]
         return _decode(result, ids)
 
-    async def _submit(self, request: SampleRequest, seq_id: int) -> UntypedAPIFuture:
-        numbered = msgspec.structs.replace(
-            request, sampling_session_id=self.sampling_session_id, seq_id=seq_id
-        )
-        nbytes = _BYTES_PER_TOKEN * request.prompt.length
+    async def _submit(self, request: SampleRequest, nbytes: int) -> UntypedAPIFuture:
         while True:
+            await self._pool.start_dispatch(nbytes)
             try:
-                async with self._pool.dispatch(nbytes):
-                    response = await self._caller.call(
-                        endpoints.SAMPLE,
-                        (wire_json.encode(numbered),),
-                        policy=self._policy,
-                        never_repeat=(RateLimitError,),
-                    )
+                response = await self._caller.call(
+                    endpoints.SAMPLE,
+                    (wire_json.encode(request),),
+                    policy=self._policy,
+                    never_repeat=(RateLimitError,),
+                )
             except RateLimitError as error:
                 self._pool.back_off(error, nbytes)
             else:
                 return decode_json(response.body, UntypedAPIFuture, endpoints.SAMPLE.path)
+            finally:
+                self._pool.end_dispatch(nbytes)
 
     def __repr__(self) -> str:
         return f"<SamplingClient {self.sampling_session_id}: {self._pool.places!r}>"

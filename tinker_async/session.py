@@ -7,24 +7,22 @@ then (for `Session.local`) the engine's process.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from os import PathLike
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.abc
 import msgspec
-import structlog
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, decode_json
 from tinker_async.api.handshake import ask_limits, ask_switches, open_session
 from tinker_async.api.promises import RETRIEVE_JSON, retrieve
 from tinker_async.api.retry import RetryPolicy
+from tinker_async.background.compression import compression_if
 from tinker_async.background.heartbeat import Heartbeat
 from tinker_async.background.sampling_pool import SamplingPool, SamplingStatistics
 from tinker_async.background.training_queue import Lane
@@ -47,6 +45,7 @@ from tinker_async.errors import (
     UnprocessableEntityError,
 )
 from tinker_async.futures import APIFuture
+from tinker_async.logs import log
 from tinker_async.lone_errors import lone_errors
 from tinker_async.rest import RestClient
 from tinker_async.sampling import SamplingClient
@@ -69,7 +68,8 @@ from tinker_async.wire.messages import (
     WeightsInfoRequest,
 )
 
-log = structlog.get_logger("tinker_async")
+if TYPE_CHECKING:
+    import ssl
 
 _FINISH_GRACE_S = 5.0
 _HEARTBEAT_S = 10.0
@@ -101,6 +101,7 @@ class _Parts:
         self.tasks = tasks
         self.session_id = session_id
         self.pool = SamplingPool(caller, limits)
+        self.compression = compression_if(limits.proto_compress_fwdbwd)
         self.lanes: dict[str, Lane] = {}
         self.heartbeat = Heartbeat(caller, session_id, period_s=_HEARTBEAT_S)
         self.next_model = 0
@@ -196,6 +197,8 @@ class Session(anyio.AsyncContextManagerMixin):
             retry: As for `Session`.
             grace_s: As for `Session`.
         """
+        from pathlib import Path  # noqa: PLC0415  # needed for engines alone
+
         from tinker_async.local.process import local_engine  # noqa: PLC0415  # extra `local`
 
         session = cls("http://127.0.0.1", "tml-local", retry=retry, grace_s=grace_s, http2=True)
@@ -218,6 +221,7 @@ class Session(anyio.AsyncContextManagerMixin):
             raise SessionClosedError(
                 "a session can be entered once", hint="make a new Session for each block"
             )
+        left: BaseException | None = None
         async with AsyncExitStack() as stack:
             config, engine = self._config, None
             if self._open_engine is not None:
@@ -238,8 +242,16 @@ class Session(anyio.AsyncContextManagerMixin):
                     if engine is not None:
                         tasks.start_soon(_watch, engine.process)
                     async with self._background(self._parts, dynamic):
-                        yield self
+                        try:
+                            yield self
+                        except BaseException as error:
+                            left = error
+                            raise
             self._raise_unobserved()
+        if left is not None:
+            # asyncio cancelled our caller's task (Ctrl-C does) while scopes of ours were
+            # ending, and one of them took the cancellation for its own.
+            raise left
 
     _how: tuple[str, str | None] = ("success", None)
 
@@ -519,7 +531,13 @@ class Session(anyio.AsyncContextManagerMixin):
         )
 
     def _training_client(self, parts: _Parts, model_id: str) -> TrainingClient:
-        lane = Lane(model_id, parts.caller, self._policy, on_settled=self._note_settled)
+        lane = Lane(
+            model_id,
+            parts.caller,
+            self._policy,
+            on_settled=self._note_settled,
+            compression=parts.compression,
+        )
         parts.lanes[model_id] = lane
         parts.tasks.start_soon(lane.run)
 

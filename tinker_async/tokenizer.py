@@ -7,7 +7,6 @@ has it), the local Hugging Face cache, the hub.
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -40,7 +39,7 @@ async def load_tokenizer(
     """
     _check_installed()
     if folder is not None:
-        return await anyio.to_thread.run_sync(_from_folder, Path(folder))
+        return await anyio.to_thread.run_sync(_from_folder, folder)
     try:
         response = await caller.call(endpoints.tokenizer(model_name), policy=_ONCE)
     except APIStatusError:
@@ -79,7 +78,10 @@ def _from_bytes(data: bytes) -> Tokenizer:
     return Tokenizer.from_buffer(data)
 
 
-def _from_folder(folder: Path) -> Tokenizer:
+def _from_folder(path: str | PathLike[str]) -> Tokenizer:
+    from pathlib import Path  # noqa: PLC0415  # for the few who have a folder
+
+    folder = Path(path)
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     try:
         return _from_bytes(file.read_bytes())

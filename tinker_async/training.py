@@ -221,6 +221,7 @@ class TrainingClient:
         return [
             TrainingRequest(
                 endpoint=endpoints.FORWARD_BACKWARD,
+                compressed=endpoints.FORWARD_BACKWARD_ZSTD,
                 build=partial(build, chunk),
                 decode=decode_forward_backward_output,
                 protobuf_result=True,

@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).parents[2]
-_FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.DOTALL | re.MULTILINE
+)
 _GENERATED = re.compile(
     r"<!-- generated: (?P<name>[\w-]+) -->\n(?P<text>.*?)<!-- end of generated -->", re.DOTALL
 )

@@ -371,6 +371,9 @@ def test_records_of_servers_that_do_not_count_are_counted_by_their_fields() -> N
             "negative",
         ),
     ],
+    ids=lambda value: (
+        value if isinstance(value, str) else "body"
+    ),  # map order varies: no ids of bytes
 )
 def test_a_result_that_does_not_add_up_is_refused(body: bytes, says: str) -> None:
     """Counts, offsets and shapes must agree; nothing is dropped or guessed."""
@@ -398,3 +401,33 @@ def test_an_input_may_have_several_chunks() -> None:
 
     decoded = decode_forward_backward(b"".join(encode_forward_backward(**request)))
     assert chunks == decoded.data[0].model_input.chunks
+
+
+@pytest.mark.parametrize("datums", [1, 3, 63, 64, 200])
+@pytest.mark.parametrize("fault", ["none", "start", "end", "order", "row"])
+def test_offsets_must_divide_the_data_however_many_there_are(datums: int, fault: str) -> None:
+    """Few are looked at one by one, many at once: with the same verdict."""
+    offsets = np.arange(datums + 1, dtype="<i8") * 8
+    if fault == "start":
+        offsets[0] = 4
+    elif fault == "end":
+        offsets[-1] += 8
+    elif fault == "order":
+        offsets = np.concatenate([offsets[:1], offsets[-1:], offsets[:1], offsets[1:]])
+    elif fault == "row":
+        offsets = np.insert(offsets, 1, 4)
+    tensor = pb.BatchedTensor(
+        data=b"\0" * (8 * datums),
+        offsets=offsets.tobytes(),
+        dtype=pb.DTYPE_FLOAT32,
+        trailing_shape=[2],
+    )
+    message = pb.ForwardBackwardOutput(
+        loss_fn_outputs=[pb.ArrayRecord(fields={"logprobs": tensor}, num_datums=len(offsets) - 1)]
+    )
+    if fault == "none":
+        found = decode_forward_backward_output(message.SerializeToString()).loss_fn_outputs
+        assert [(1, 2)] * datums == [item["logprobs"].shape for item in found]
+        return
+    with pytest.raises(DecodeError, match="offsets do not divide"):
+        decode_forward_backward_output(message.SerializeToString())

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import anyio
 import msgspec
-import structlog
 
 from tinker_async.api.retry import RetryPolicy, parse_retry_after
 from tinker_async.config import SDK_VERSION, Config
@@ -25,12 +24,12 @@ from tinker_async.errors import (
     TinkerError,
     status_error,
 )
+from tinker_async.logs import log
 from tinker_async.transport import Buffer, Headers, Request, Response, TrafficClass, Transport
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.protobuf import DecodeError
 
 T = TypeVar("T")
-log = structlog.get_logger("tinker_async")
 
 JSON = b"application/json"
 PROTOBUF = b"application/x-protobuf"
@@ -70,8 +69,6 @@ class Caller:
             (b"x-stainless-package-version", SDK_VERSION.encode()),
         )
         self._headers: dict[tuple[bytes, bytes, Headers], Headers] = {}
-        self.last_contact: float | None = None
-        """`anyio.current_time()` of the last response of any status."""
 
     def _headers_for(self, endpoint: Endpoint) -> Headers:
         key = (endpoint.content_type, endpoint.accept, endpoint.extra_headers)
@@ -98,7 +95,6 @@ class Caller:
             traffic=endpoint.traffic,
         )
         response = await self._transport.request(request, silence_s=endpoint.silence_s)
-        self.last_contact = anyio.current_time()
         if not 200 <= response.status < 300:
             raise error_of(response, endpoint.path)
         return response

@@ -18,6 +18,12 @@ CAPABILITIES = Endpoint(f"{_V1}/get_server_capabilities", method="GET")
 CREATE_MODEL = Endpoint(f"{_V1}/create_model", traffic=_TRAINING)
 GET_INFO = Endpoint(f"{_V1}/get_info", traffic=_TRAINING)
 FORWARD_BACKWARD = Endpoint(f"{_V1}/forward_backward", traffic=_TRAINING, content_type=PROTOBUF)
+FORWARD_BACKWARD_ZSTD = Endpoint(
+    FORWARD_BACKWARD.path,
+    traffic=_TRAINING,
+    content_type=PROTOBUF,
+    extra_headers=((b"content-encoding", b"zstd"),),
+)
 OPTIM_STEP = Endpoint(f"{_V1}/optim_step", traffic=_TRAINING)
 SAVE_WEIGHTS = Endpoint(f"{_V1}/save_weights", traffic=_TRAINING)
 LOAD_WEIGHTS = Endpoint(f"{_V1}/load_weights", traffic=_TRAINING)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import structlog
-
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.config import SDK_VERSION
 from tinker_async.errors import NotFoundError
+from tinker_async.logs import log
 from tinker_async.wire.messages import (
     ClientConfigRequest,
     ClientConfigResponse,
@@ -16,8 +15,6 @@ from tinker_async.wire.messages import (
     CreateSessionResponse,
     DynamicConfigResponse,
 )
-
-log = structlog.get_logger("tinker_async")
 
 _FIRST_CONTACT = RetryPolicy(max_attempts=3, base_s=0.2)
 """A wrong address or key shall be told in seconds, not minutes."""

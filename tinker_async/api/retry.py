@@ -7,7 +7,6 @@ the same number.
 
 from __future__ import annotations
 
-import email.utils
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -83,6 +82,8 @@ def parse_retry_after(
         try:
             return _not_negative(float(retry_after))
         except ValueError:
+            import email.utils  # noqa: PLC0415  # many modules for a rare header
+
             when = email.utils.parsedate_to_datetime(retry_after.decode("latin-1"))
     except (ValueError, TypeError):
         return None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import anyio
-import structlog
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.errors import AuthenticationError, GoneError, SessionLostError, TinkerError
+from tinker_async.logs import log
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import SessionHeartbeatRequest
-
-log = structlog.get_logger("tinker_async")
 
 WARN_AFTER_S = 120.0
 """Silence after which each missed beat is a warning: the server may give the session up."""

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
-import structlog
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.background.limits import Budget, BudgetStatistics
 from tinker_async.errors import RateLimitError, TinkerError
+from tinker_async.logs import log
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import ClientConfigResponse, RetrieveFutureRequest
-
-log = structlog.get_logger("tinker_async")
 
 _SMALL_BYTES = 128 * 1024
 _SMALL_PAUSE_S = 1.0
@@ -48,19 +44,35 @@ class SamplingPool:
         self.places = Budget(max(1, limits.sample_max_concurrent_requests))
         self._dispatch = Budget(max(1, limits.sample_dispatch_bytes_semaphore_size))
         self._resume_at = 0.0
+        """When submissions go on; 0 while nothing holds them back."""
         self.cancel_enabled = False
         """Whether the server wants to hear of abandoned samples."""
         self._abandoned: deque[str] = deque(maxlen=_MOST_CANCELS)
         self._wake = anyio.Event()
 
-    @asynccontextmanager
-    async def dispatch(self, nbytes: int) -> AsyncGenerator[None]:
-        """Hold `nbytes` of the dispatch budget, after any back-off has ended."""
-        async with self._dispatch.hold(nbytes):
-            while (wait_s := self._resume_at - anyio.current_time()) > 0:  # noqa: ASYNC110  # a time, not an event
-                # Spread the restart, so that the waiters do not come back as one.
-                await anyio.sleep(wait_s * (1 + 0.1 * random.random()))  # noqa: S311  # jitter, no secret
-            yield
+    async def start_dispatch(self, nbytes: int) -> None:
+        """Take `nbytes` of the dispatch budget, after any back-off has ended.
+
+        Whoever got them gives them back with `end_dispatch`; cancelled here, nothing is held.
+        """
+        await self._dispatch.acquire(nbytes)
+        if not self._resume_at:
+            return
+        try:
+            await self._wait_out_back_off()
+        except BaseException:
+            self._dispatch.release(nbytes)
+            raise
+
+    async def _wait_out_back_off(self) -> None:
+        while (wait_s := self._resume_at - anyio.current_time()) > 0:  # noqa: ASYNC110  # a time, not an event
+            # Spread the restart, so that the waiters do not come back as one.
+            await anyio.sleep(wait_s * (1 + 0.1 * random.random()))  # noqa: S311  # jitter, no secret
+        self._resume_at = 0.0
+
+    def end_dispatch(self, nbytes: int) -> None:
+        """Give back what `start_dispatch` took."""
+        self._dispatch.release(nbytes)
 
     def back_off(self, error: RateLimitError, nbytes: int) -> None:
         """Hold all submissions back: as long as the server asks, or 1 s (large: 5 s)."""

@@ -19,8 +19,8 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
-import structlog
 
 from tinker_async.api.calls import Caller, Endpoint, decode_json
 from tinker_async.api.promises import (
@@ -30,6 +30,7 @@ from tinker_async.api.promises import (
     retrieve,
 )
 from tinker_async.api.retry import RetryPolicy
+from tinker_async.background.compression import Compression
 from tinker_async.errors import (
     ModelPoisonedError,
     ResponseError,
@@ -37,12 +38,13 @@ from tinker_async.errors import (
     TinkerError,
 )
 from tinker_async.futures import APIFuture
+from tinker_async.logs import log
 from tinker_async.transport import Buffer
 from tinker_async.wire.messages import UntypedAPIFuture
 
 T = TypeVar("T")
-log = structlog.get_logger("tinker_async")
 
+_MOST_IDLE_COLLECTORS = 16
 
 Collect: TypeAlias = Callable[[], Awaitable[None]]
 """Awaits an operation's results and settles its future."""
@@ -56,6 +58,8 @@ class TrainingRequest(msgspec.Struct, frozen=True, eq=False):
     """From the sequence number to the body."""
     decode: Callable[[PromiseResult], Any]
     protobuf_result: bool = False
+    compressed: Endpoint | None = None
+    """Where a compressed body goes instead; None for requests that are never compressed."""
 
 
 class Operation(Protocol):
@@ -94,7 +98,12 @@ class RequestsOperation(Generic[T]):
 
     async def run(self, lane: Lane) -> Collect:
         """Send all requests, then return what waits for their results."""
-        promises = [await lane.send(request, self.future) for request in self._requests]
+        promises = []
+        for request in self._requests:
+            if len(self._requests) > 1:
+                # Large bodies are built here: let the loop's other tasks in between.
+                await anyio.lowlevel.checkpoint()
+            promises.append(await lane.send(request, self.future))
         return functools.partial(self._collect, lane, promises)
 
     async def _collect(self, lane: Lane, promises: Sequence[UntypedAPIFuture]) -> None:
@@ -112,8 +121,11 @@ class Lane:
         policy: RetryPolicy,
         *,
         on_settled: Callable[[APIFuture[Any]], None],
+        compression: Compression | None = None,
     ) -> None:
         self.model_id = model_id
+        self.compression = compression
+        """How large bodies are compressed; None leaves all as they are."""
         self.compute = anyio.CapacityLimiter(1)
         """For the user's own loss functions: one worker thread a model."""
         self._on_settled = on_settled
@@ -157,7 +169,8 @@ class Lane:
 
     async def run(self) -> None:
         """Send queued operations in turn, until cancelled."""
-        async with anyio.create_task_group() as collectors:
+        async with anyio.create_task_group() as tasks:
+            collectors = _Collectors(tasks)
             while True:
                 if not self._queue:
                     self._wake = anyio.Event()
@@ -171,7 +184,7 @@ class Lane:
                     continue
                 await self._take_turn(operation, collectors)
 
-    async def _take_turn(self, operation: Operation, collectors: anyio.abc.TaskGroup) -> None:
+    async def _take_turn(self, operation: Operation, collectors: _Collectors) -> None:
         operation.future.sent = True
         try:
             collect = await operation.run(self)
@@ -179,7 +192,7 @@ class Lane:
             operation.future.fail(error)
         else:
             if collect is not None:
-                collectors.start_soon(_settle, operation.future, collect)
+                collectors.take(operation.future, collect)
 
     def close(self, reason: SessionClosedError) -> None:
         """Refuse new operations and fail all that are not settled."""
@@ -195,9 +208,13 @@ class Lane:
             TinkerError: It was refused, or could not be delivered.
         """
         seq_id = self._next_seq_id
-        body = request.build(seq_id)
+        endpoint, body = request.endpoint, request.build(seq_id)
+        if self.compression is not None and request.compressed is not None:
+            smaller = await self.compression.compressed(body)
+            if smaller is not None:
+                endpoint, body = request.compressed, smaller
         try:
-            response = await self._caller.call(request.endpoint, body, policy=self._policy)
+            response = await self._caller.call(endpoint, body, policy=self._policy)
         except TinkerError as error:
             if error.delivery_in_doubt:
                 self._lose(error, seq_id)
@@ -277,6 +294,44 @@ class Lane:
             f"<Lane {self.model_id}: {state}, {len(self._queue)} queued, "
             f"{len(self._unsettled)} unsettled, next seq_id {self._next_seq_id}>"
         )
+
+
+class _Collectors:
+    """Tasks that await results. One that is done is kept: waking it costs less than a new one."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        self._tasks = tasks
+        self._idle: list[_IdleCollector] = []
+
+    def take(self, future: APIFuture[Any], collect: Collect) -> None:
+        """Collect an operation's results in some task."""
+        if self._idle:
+            idle = self._idle.pop()
+            idle.work = (future, collect)
+            idle.wake.set()
+        else:
+            self._tasks.start_soon(self._run, future, collect)
+
+    async def _run(self, future: APIFuture[Any], collect: Collect) -> None:
+        while True:
+            await _settle(future, collect)
+            del future, collect  # a result is not kept alive by a task that waits
+            if len(self._idle) >= _MOST_IDLE_COLLECTORS:
+                return
+            idle = _IdleCollector()
+            self._idle.append(idle)
+            await idle.wake.wait()
+            future, collect = idle.work
+            del idle
+
+
+class _IdleCollector:
+    __slots__ = ("wake", "work")
+
+    work: tuple[APIFuture[Any], Collect]
+
+    def __init__(self) -> None:
+        self.wake = anyio.Event()
 
 
 async def _settle(future: APIFuture[Any], collect: Collect) -> None:

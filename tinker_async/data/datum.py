@@ -11,7 +11,7 @@ from tinker_async.data.model_input import ModelInput
 from tinker_async.data.tensors import TensorData, TensorLike
 
 
-class Datum(msgspec.Struct, frozen=True):
+class Datum(msgspec.Struct, frozen=True, gc=False):
     """One training example.
 
     Args:
@@ -43,6 +43,7 @@ class Datum(msgspec.Struct, frozen=True):
     @property
     def nbytes(self) -> int:
         """Estimated size on the wire in bytes: 4 a token, plus the tensors' buffers."""
-        return 4 * self.model_input.length + sum(
-            tensor.nbytes for tensor in self.loss_fn_inputs.values()
-        )
+        size = 4 * self.model_input.length
+        for tensor in self.loss_fn_inputs.values():
+            size += tensor.nbytes
+        return size

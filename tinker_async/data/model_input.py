@@ -45,7 +45,7 @@ def token_array(tokens: TokensLike, *, field: str = "tokens") -> npt.NDArray[np.
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
-class EncodedTextChunk(msgspec.Struct, frozen=True, eq=False, tag="encoded_text"):
+class EncodedTextChunk(msgspec.Struct, frozen=True, eq=False, tag="encoded_text", gc=False):
     """A run of text tokens, int32 `[length]`."""
 
     tokens: npt.NDArray[np.int32]
@@ -69,7 +69,7 @@ class EncodedTextChunk(msgspec.Struct, frozen=True, eq=False, tag="encoded_text"
 ModelInputChunk: TypeAlias = EncodedTextChunk
 
 
-class ModelInput(msgspec.Struct, frozen=True):
+class ModelInput(msgspec.Struct, frozen=True, gc=False):
     """A prompt or training input: chunks in order."""
 
     chunks: tuple[ModelInputChunk, ...]
@@ -98,7 +98,10 @@ class ModelInput(msgspec.Struct, frozen=True):
     @property
     def length(self) -> int:
         """Number of tokens of all chunks."""
-        return sum(chunk.length for chunk in self.chunks)
+        chunks = self.chunks
+        if len(chunks) == 1:
+            return chunks[0].length
+        return sum([chunk.length for chunk in chunks])
 
     def to_numpy(self) -> npt.NDArray[np.int32]:
         """Return all token ids, int32 `[length]`; a view when there is one chunk."""

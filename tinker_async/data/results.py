@@ -30,7 +30,7 @@ class OptimStepResponse(msgspec.Struct, frozen=True):
     metrics: dict[str, float] | None = None
 
 
-class TopkLogprobs(msgspec.Struct, frozen=True, eq=False):
+class TopkLogprobs(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The k most likely tokens at each position, best first.
 
     An empty cell is token 0 with log-prob -99999.0; a row that starts with one is a
@@ -71,7 +71,7 @@ class TopkLogprobs(msgspec.Struct, frozen=True, eq=False):
     __hash__ = None  # type: ignore[assignment]  # buffers can change: not hashable
 
 
-class SampledSequence(msgspec.Struct, frozen=True, eq=False):
+class SampledSequence(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One sample. `tokens` includes the stop token or the token that completed a stop string."""
 
     tokens: npt.NDArray[np.int32]
@@ -84,7 +84,7 @@ class SampledSequence(msgspec.Struct, frozen=True, eq=False):
     topk_logprobs: TopkLogprobs | None = None
 
 
-class SampleResponse(msgspec.Struct, frozen=True, eq=False):
+class SampleResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Result of `sample`."""
 
     sequences: list[SampledSequence]

@@ -26,6 +26,11 @@ DType: TypeAlias = Literal["int64", "float32"]
 TensorLike: TypeAlias = "TensorData | npt.NDArray[Any] | torch.Tensor | Sequence[Any]"
 """What may be given where a tensor is wanted."""
 
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "int64": np.dtype(np.int64),
+    "float32": np.dtype(np.float32),
+}
+
 _LIST_DTYPES: dict[str, DType] = {
     "target_tokens": "int64",
     "weights": "float32",
@@ -41,7 +46,7 @@ _SPARSE_KEYS = frozenset({"target_tokens", "weights"})
 """Keys under which a 2-D array travels as CSR where that is smaller: their padding is 0."""
 
 
-class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True):
+class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=False):
     """One tensor, dense or compressed sparse row (CSR).
 
     Args:
@@ -62,6 +67,8 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True):
     sparse_col_indices: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
+        if self._is_plain():
+            return
         if self.dtype not in ("int64", "float32"):
             raise InvalidInputError(f"dtype {self.dtype!r} is not int64 or float32", field="dtype")
         msgspec.structs.force_setattr(self, "data", _flat(self.data, self.dtype))
@@ -76,6 +83,18 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True):
                 f"shape {self.shape} needs {math.prod(self.shape)} elements, got {self.data.size}",
                 field="shape",
             )
+
+    def _is_plain(self) -> bool:
+        """Whether this is one dense dimension as it should be: the common case, seen quickly."""
+        data, shape = self.data, self.shape
+        return (
+            type(data) is np.ndarray
+            and data.ndim == 1
+            and data.dtype is _DTYPES.get(self.dtype)
+            and (shape is None or (type(shape) is tuple and shape == data.shape))
+            and data.flags.c_contiguous
+            and not self.is_sparse
+        )
 
     def _check_csr(self) -> None:
         crow, col = self.sparse_crow_indices, self.sparse_col_indices
@@ -116,10 +135,10 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True):
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, indices included."""
-        size = self.data.nbytes
+        size: int = self.data.nbytes
         if self.sparse_crow_indices is not None and self.sparse_col_indices is not None:
             size += self.sparse_crow_indices.nbytes + self.sparse_col_indices.nbytes
-        return int(size)
+        return size
 
     @classmethod
     def from_numpy(cls, array: npt.NDArray[Any]) -> TensorData:

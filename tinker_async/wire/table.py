@@ -41,7 +41,7 @@ class Field(NamedTuple):
     oneof: str | None = None
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, gc=False):
     """Base of the messages: each field is `Annotated[type, Field(...)]` with a default."""
 
 

@@ -17,6 +17,8 @@ from tinker_async.errors import InvalidInputError
 from tinker_async.wire import schema
 from tinker_async.wire.protobuf import Buffer, DecodeError
 
+_IS_LITTLE = sys.byteorder == "little"
+
 ElementType = Literal["<i4", "<f4", "<i8", "<u2"]
 
 DTYPE_NUMBERS: dict[DType, int] = {
@@ -36,9 +38,12 @@ def array_bytes(array: npt.NDArray[Any]) -> Buffer:
     """Return a contiguous array's memory as bytes, without a copy."""
     if array.size == 0:
         return b""
-    if sys.byteorder == "big":
-        array = array.byteswap()
-    return array.data.cast("B")
+    return little_endian(array).data.cast("B")
+
+
+def little_endian(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array whose memory is as it travels; itself on most machines."""
+    return array if _IS_LITTLE else array.byteswap()
 
 
 def array_view(data: Buffer, element: ElementType, name: str) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ from tinker_async.data.results import ForwardBackwardOutput
 from tinker_async.data.tensors import DType, TensorData
 from tinker_async.errors import InvalidInputError
 from tinker_async.wire import schema
+from tinker_async.wire.datums import encode_data
 from tinker_async.wire.protobuf import Buffer, DecodeError, decode, encode
 from tinker_async.wire.tensors import (
     DTYPE_NUMBERS,
@@ -28,10 +29,11 @@ from tinker_async.wire.tensors import (
     array_view,
     element_type,
     tensor_data,
-    tensor_message,
     widened,
 )
 
+_FEW_OFFSETS = 64
+"""Up to so many numbers Python is quicker than numpy."""
 _MAX_EMPTY_OUTPUTS = 1 << 20
 """A record without fields names a number of datums that no bytes back: it is not believed above this."""
 
@@ -66,11 +68,9 @@ def encode_forward_backward(
     """
     config = loss_fn_config or {}
     numbers = {key: float(value) for key, value in config.items() if not isinstance(value, str)}
-    return encode(
+    head = encode(schema.ForwardBackwardRequest(model_id=model_id, seq_id=seq_id))
+    tail = encode(
         schema.ForwardBackwardRequest(
-            model_id=model_id,
-            seq_id=seq_id,
-            data=[_datum_message(datum) for datum in data],
             loss_fn=loss_fn,
             loss_fn_config=numbers,
             forward_only=forward_only,
@@ -82,6 +82,7 @@ def encode_forward_backward(
             },
         )
     )
+    return encode_data(data, head=b"".join(head), tail=b"".join(tail))
 
 
 def decode_forward_backward(body: Buffer) -> ForwardBackwardBody:
@@ -101,16 +102,6 @@ def decode_forward_backward(body: Buffer) -> ForwardBackwardBody:
         loss_fn=request.loss_fn,
         loss_fn_config=config,
         forward_only=request.forward_only,
-    )
-
-
-def _datum_message(datum: Datum) -> schema.Datum:
-    return schema.Datum(
-        model_input=[
-            schema.Chunk(encoded_text=schema.EncodedTextChunk(tokens=array_bytes(chunk.tokens)))
-            for chunk in datum.model_input.chunks
-        ],
-        loss_fn_inputs={key: tensor_message(t) for key, t in datum.loss_fn_inputs.items()},
     )
 
 
@@ -233,7 +224,7 @@ def _split(tensor: schema.BatchedTensor, name: str) -> list[TensorData]:
     _check_offsets(offsets, len(raw), row_bytes, name)
     if trailing and min(trailing) < 0:
         raise DecodeError(f"{name}: trailing shape {list(trailing)} has a negative dimension")
-    bounds = (offsets // row_bytes).tolist() if row else [0] * offsets.size
+    bounds = [offset // row_bytes for offset in offsets.tolist()] if row else [0] * offsets.size
     width = max(row, 1)
     return [
         TensorData(
@@ -246,8 +237,16 @@ def _split(tensor: schema.BatchedTensor, name: str) -> list[TensorData]:
 def _check_offsets(
     offsets: npt.NDArray[np.int64], total_bytes: int, row_bytes: int, name: str
 ) -> None:
-    if offsets.size == 0:
-        sound = total_bytes == 0
+    if offsets.size <= _FEW_OFFSETS:
+        found = offsets.tolist()
+        sound = (
+            found[0] == 0
+            and found[-1] == total_bytes
+            and found == sorted(found)
+            and not any(offset % row_bytes for offset in found)
+            if found
+            else total_bytes == 0
+        )
     else:
         sound = bool(
             offsets[0] == 0

@@ -116,6 +116,11 @@ def _value_lines(name: str, kind: Kind, number: int) -> list[str]:
     return [f"piece = {scalar}", "out.append(piece)", "n = len(piece)"]
 
 
+def field_prefix(number: int, size_bytes: int) -> bytes:
+    """Return what stands before the content of a field that has a length."""
+    return _prefix(_tag(number), size_bytes)
+
+
 def _tag(number: int) -> int:
     return number << 3 | LENGTH
 
