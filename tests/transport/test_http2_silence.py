@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
 import h2.events
 import h2.settings
@@ -155,15 +157,17 @@ async def test_a_request_that_cannot_be_written_is_silent_too() -> None:
 async def test_a_request_that_was_cancelled_is_not_struck_by_its_limit() -> None:
     """The peer hears of it once, and the next request on the connection is served."""
     resets = 0
+    arrived = anyio.Event()
 
     async def script(peer: Peer) -> None:
         nonlocal resets
         await peer.request()
+        arrived.set()
         while True:
             event = await peer.event()
             resets += isinstance(event, h2.events.StreamReset)
             if isinstance(event, h2.events.StreamEnded):
-                await anyio.sleep(0.1)  # past the limit of the one that was cancelled
+                await anyio.sleep(0.6)  # past the limit of the one that was cancelled
                 await peer.answer(event.stream_id or 0, b"next")
 
     with anyio.fail_after(BOUND_S):
@@ -171,8 +175,10 @@ async def test_a_request_that_was_cancelled_is_not_struck_by_its_limit() -> None
             http2_server(script) as server,
             open_transport(server.url, http2=True, keep_alive=NEVER) as t,
         ):
-            with anyio.move_on_after(0.02):
-                await t.request(post(), silence_s=0.05)
+            async with anyio.create_task_group() as group:
+                group.start_soon(partial(t.request, post(), silence_s=0.5))
+                await arrived.wait()
+                group.cancel_scope.cancel()
             assert b"next" == (await t.request(post(), silence_s=5.0)).body
     assert 1 == resets
 
