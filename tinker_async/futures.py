@@ -65,11 +65,6 @@ class APIFuture(Generic[T]):
         """Whether the operation failed and nobody has awaited it."""
         return self._error is not None and not self._observed
 
-    @property
-    def awaited(self) -> bool:
-        """Whether some task waits, or has waited, for the result."""
-        return self._observed
-
     def cancel(self) -> bool:
         """Withdraw the operation if it was not sent yet; later ones close up, no gap is left.
 

@@ -16,7 +16,6 @@ import msgspec
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, Endpoint, decode_json
 from tinker_async.api.promises import PATH as RETRIEVE_PATH
-from tinker_async.api.promises import PromiseResult
 from tinker_async.background.custom_loss import CustomLossOperation
 from tinker_async.background.training_queue import Lane, RequestsOperation, TrainingRequest
 from tinker_async.data.datum import Datum
@@ -50,6 +49,7 @@ from tinker_async.wire.messages import (
     SaveWeightsForSamplerResult,
     SaveWeightsRequest,
 )
+from tinker_async.wire.promises import PromiseResult
 from tinker_async.wire.protobuf import DecodeError
 
 if TYPE_CHECKING:
@@ -187,11 +187,8 @@ class TrainingClient:
         return self._queue("train_step", [*requests, self._optim_step(adam_params)], _train_step)
 
     def _optim_step(self, adam_params: AdamParams) -> TrainingRequest:
-        def build(seq_id: int) -> Sequence[Buffer]:
-            body = OptimStepRequest(model_id=self.model_id, seq_id=seq_id, adam_params=adam_params)
-            return (wire_json.encode(body),)
-
-        return _json_request(endpoints.OPTIM_STEP, build, OptimStepResponse)
+        body = partial(OptimStepRequest, model_id=self.model_id, adam_params=adam_params)
+        return _json_request(endpoints.OPTIM_STEP, body, OptimStepResponse)
 
     def _forward_backward(
         self,
@@ -253,18 +250,15 @@ class TrainingClient:
         """
         _check_save(name, ttl_seconds)
 
-        def build(seq_id: int) -> Sequence[Buffer]:
-            body = SaveWeightsRequest(
-                model_id=self.model_id,
-                path=name,
-                seq_id=seq_id,
-                ttl_seconds=ttl_seconds,
-                overwrite=overwrite,
-                user_metadata=dict(user_metadata) if user_metadata else None,
-            )
-            return (wire_json.encode(body),)
-
-        request = _json_request(endpoints.SAVE_WEIGHTS, build, SaveWeightsResponse)
+        body = partial(
+            SaveWeightsRequest,
+            model_id=self.model_id,
+            path=name,
+            ttl_seconds=ttl_seconds,
+            overwrite=overwrite,
+            user_metadata=dict(user_metadata) if user_metadata else None,
+        )
+        request = _json_request(endpoints.SAVE_WEIGHTS, body, SaveWeightsResponse)
         return self._queue("save_state", [request], _only)
 
     def load_state(self, path: str) -> APIFuture[LoadWeightsResponse]:
@@ -282,14 +276,9 @@ class TrainingClient:
     def _load(self, path: str, *, optimizer: bool) -> APIFuture[LoadWeightsResponse]:
         parse_path(path, expect="training")
 
-        def build(seq_id: int) -> Sequence[Buffer]:
-            body = LoadWeightsRequest(
-                path=path, optimizer=optimizer, model_id=self.model_id, seq_id=seq_id
-            )
-            return (wire_json.encode(body),)
-
+        body = partial(LoadWeightsRequest, path=path, optimizer=optimizer, model_id=self.model_id)
         name = "load_state_with_optimizer" if optimizer else "load_state"
-        request = _json_request(endpoints.LOAD_WEIGHTS, build, LoadWeightsResponse)
+        request = _json_request(endpoints.LOAD_WEIGHTS, body, LoadWeightsResponse)
         return self._queue(name, [request], _only)
 
     def save_weights_for_sampler(
@@ -304,18 +293,15 @@ class TrainingClient:
         """
         _check_save(name, ttl_seconds)
 
-        def build(seq_id: int) -> Sequence[Buffer]:
-            body = SaveWeightsForSamplerRequest(
-                model_id=self.model_id,
-                path=name,
-                seq_id=seq_id,
-                ttl_seconds=ttl_seconds,
-                user_metadata=dict(user_metadata) if user_metadata else None,
-            )
-            return (wire_json.encode(body),)
-
+        body = partial(
+            SaveWeightsForSamplerRequest,
+            model_id=self.model_id,
+            path=name,
+            ttl_seconds=ttl_seconds,
+            user_metadata=dict(user_metadata) if user_metadata else None,
+        )
         request = _json_request(
-            endpoints.SAVE_WEIGHTS_FOR_SAMPLER, build, SaveWeightsForSamplerResponse
+            endpoints.SAVE_WEIGHTS_FOR_SAMPLER, body, SaveWeightsForSamplerResponse
         )
         return self._queue("save_weights_for_sampler", [request], _only)
 
@@ -326,13 +312,10 @@ class TrainingClient:
         change it.
         """
 
-        def build(seq_id: int) -> Sequence[Buffer]:
-            body = SaveWeightsForSamplerRequest(
-                model_id=self.model_id,
-                sampling_session_seq_id=self._next_sampler(),
-                seq_id=seq_id,
+        def body(seq_id: int) -> SaveWeightsForSamplerRequest:
+            return SaveWeightsForSamplerRequest(
+                model_id=self.model_id, sampling_session_seq_id=self._next_sampler(), seq_id=seq_id
             )
-            return (wire_json.encode(body),)
 
         def make(results: list[SaveWeightsForSamplerResult]) -> SamplingClient:
             sampling_session_id = results[0].sampling_session_id
@@ -344,7 +327,7 @@ class TrainingClient:
             return self._make_sampler(sampling_session_id, None, None)
 
         request = _json_request(
-            endpoints.SAVE_WEIGHTS_FOR_SAMPLER, build, SaveWeightsForSamplerResult
+            endpoints.SAVE_WEIGHTS_FOR_SAMPLER, body, SaveWeightsForSamplerResult
         )
         return self._queue("save_weights_and_get_sampling_client", [request], make)
 
@@ -403,8 +386,13 @@ def decode_forward_backward_output(result: PromiseResult) -> ForwardBackwardOutp
 
 
 def _json_request(
-    endpoint: Endpoint, build: Callable[[int], Sequence[Buffer]], answer: type[Any]
+    endpoint: Endpoint, body: Callable[..., msgspec.Struct], answer: type[Any]
 ) -> TrainingRequest:
+    """Make the request of `body(seq_id=...)`, whose result is an `answer`."""
+
+    def build(seq_id: int) -> Sequence[Buffer]:
+        return (wire_json.encode(body(seq_id=seq_id)),)
+
     def decode(result: PromiseResult) -> Any:
         return decode_json(result.body, answer, endpoint.path)
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 import anyio
 import anyio.lowlevel
 
 from tinker_async.background.limits import Budget
+
+
+@asynccontextmanager
+async def held(budget: Budget, amount: int = 1) -> AsyncGenerator[None]:
+    await budget.acquire(amount)
+    try:
+        yield
+    finally:
+        budget.release(amount)
 
 
 async def test_waiters_are_served_in_order_and_never_beyond_the_limit() -> None:
@@ -14,7 +26,7 @@ async def test_waiters_are_served_in_order_and_never_beyond_the_limit() -> None:
     order: list[str] = []
 
     async def take(name: str, amount: int) -> None:
-        async with budget.hold(amount):
+        async with held(budget, amount):
             order.append(name)
             await anyio.wait_all_tasks_blocked()
             assert budget.statistics().in_use <= 10
@@ -37,7 +49,7 @@ async def test_one_request_above_the_limit_passes_alone() -> None:
     """Otherwise it would wait for ever."""
     budget = Budget(10)
     with anyio.fail_after(5):
-        async with budget.hold(99):
+        async with held(budget, 99):
             assert budget.statistics().in_use == 99
 
 
@@ -47,7 +59,7 @@ async def test_a_cancelled_waiter_leaves_the_line() -> None:
     reached = anyio.Event()
 
     async def small() -> None:
-        async with budget.hold(3):
+        async with held(budget, 3):
             reached.set()
 
     async def large(scope: anyio.CancelScope) -> None:
@@ -77,7 +89,7 @@ async def test_a_grant_that_meets_a_cancellation_is_given_back() -> None:
 
     async def waiter() -> None:
         with scope:
-            async with budget.hold():
+            async with held(budget):
                 await anyio.lowlevel.checkpoint()
 
     with anyio.fail_after(5):

@@ -554,6 +554,7 @@ async def test_not_yet_answers_are_polled_again_and_show_the_queue_state(
         (408, {}, b""),
         {"type": "try_again", "request_id": "r2", "queue_state": "paused_capacity"},
         (500, {"retry-after-ms": "1"}, b"oops"),
+        (408, {}, b'{"queue_state": "paused_rate_limit", "queue_state_reason": "busy"}'),
     ]
 
     def retrieve(call: Call) -> Any:
@@ -569,7 +570,7 @@ async def test_not_yet_answers_are_polled_again_and_show_the_queue_state(
             assert (await future).metrics == {"lr": 0.5}
 
     assert answers == []
-    assert future.queue_state == "paused_capacity"
+    assert (future.queue_state, future.queue_state_reason) == ("paused_rate_limit", "busy")
 
 
 @pytest.mark.parametrize("status", [400, 422, 409])

@@ -8,7 +8,7 @@ from tinker_async.wire.promises import (
     CompleteMetadata,
     Failed,
     PromiseAnswer,
-    Result,
+    PromiseResult,
     TryAgain,
     parse_promise_answer,
     parse_timeout_answer,
@@ -59,8 +59,8 @@ def test_everything_else_that_is_an_object_is_the_result(body: bytes) -> None:
     """The result's own bytes are handed on, not decoded."""
     answer = parse_promise_answer(body, JSON)
 
-    assert Result(body, is_protobuf=False) == answer
-    assert isinstance(answer, Result)
+    assert PromiseResult(body, is_protobuf=False) == answer
+    assert isinstance(answer, PromiseResult)
     assert answer.body is body
 
 
@@ -71,7 +71,7 @@ def test_protobuf_is_told_by_its_content_type_alone(content_type: bytes) -> None
     """No look is taken at a body that is not JSON."""
     body = b'{"type":"try_again"}'
 
-    assert Result(body, is_protobuf=True) == parse_promise_answer(body, content_type)
+    assert PromiseResult(body, is_protobuf=True) == parse_promise_answer(body, content_type)
 
 
 @pytest.mark.parametrize(

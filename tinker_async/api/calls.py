@@ -87,6 +87,17 @@ class Caller:
             APIStatusError: Any status outside 200-299.
             TransportError: No answer.
         """
+        response = await self.exchange(endpoint, body)
+        if not 200 <= response.status < 300:
+            raise error_of(response, endpoint.path)
+        return response
+
+    async def exchange(self, endpoint: Endpoint, body: Sequence[Buffer] = ()) -> Response:
+        """Send a request one time and return the answer, whatever its status.
+
+        Raises:
+            TransportError: No answer.
+        """
         request = Request(
             method=endpoint.method,
             path=self._base_path + endpoint.path,
@@ -94,10 +105,7 @@ class Caller:
             body=body,
             traffic=endpoint.traffic,
         )
-        response = await self._transport.request(request, silence_s=endpoint.silence_s)
-        if not 200 <= response.status < 300:
-            raise error_of(response, endpoint.path)
-        return response
+        return await self._transport.request(request, silence_s=endpoint.silence_s)
 
     async def call(
         self,

@@ -11,30 +11,29 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-import msgspec
 
-from tinker_async.api.calls import PROTOBUF, Caller, Endpoint
+from tinker_async.api.calls import PROTOBUF, Caller, Endpoint, error_of
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.errors import (
     APIStatusError,
     GoneError,
     NotFoundError,
-    OverloadedError,
     PromiseLostError,
     RequestFailedError,
     RequestTimeoutError,
     ResponseError,
     TinkerError,
 )
-from tinker_async.transport import Buffer, TrafficClass
+from tinker_async.transport import Response, TrafficClass
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import RetrieveFutureRequest
 from tinker_async.wire.promises import (
-    CompleteMetadata,
     Failed,
     PromiseAnswer,
+    PromiseResult,
     TryAgain,
     parse_promise_answer,
+    parse_timeout_answer,
 )
 from tinker_async.wire.protobuf import DecodeError
 
@@ -42,18 +41,12 @@ PATH = "/api/v1/retrieve_future"
 RETRIEVE_JSON = Endpoint(PATH, traffic=TrafficClass.POLLING, silence_s=45.0)
 RETRIEVE_ANY = Endpoint(PATH, traffic=TrafficClass.POLLING, accept=PROTOBUF, silence_s=45.0)
 
+_STILL_PENDING = (408, 425)
 _INSTANT_S = 0.5
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 2.0
 
 QueueStateHook = Callable[[str, str | None], None]
-
-
-class PromiseResult(msgspec.Struct, frozen=True, eq=False):
-    """A fulfilled promise: the body, and whether it is protobuf (else JSON)."""
-
-    body: Buffer
-    is_protobuf: bool
 
 
 class _Pace:
@@ -95,11 +88,11 @@ async def retrieve(
     while True:
         started = anyio.current_time()
         try:
-            response = await caller.once(endpoint, body)
-        except (OverloadedError, RequestTimeoutError):
-            # 408, or a server that holds longer than we listen: still pending.
-            await anyio.sleep(pace.after(anyio.current_time() - started))
-            continue
+            answer = _read(await caller.exchange(endpoint, body))
+        except RequestTimeoutError:
+            answer = TryAgain()  # the server holds longer than we listen: still pending
+        except ResponseError:
+            raise
         except TinkerError as error:
             now = anyio.current_time()
             failing_since = now if failures == 0 else failing_since
@@ -110,27 +103,27 @@ async def retrieve(
             await anyio.sleep(delay)
             continue
         failures = 0
-        content_type = response.header(b"content-type")
-        if content_type is not None and PROTOBUF in content_type:
-            return PromiseResult(response.body, is_protobuf=True)
-        answer = _parse(response.body, content_type)
+        if isinstance(answer, PromiseResult):
+            return answer
         if isinstance(answer, TryAgain):
             if on_queue_state is not None and answer.queue_state is not None:
                 on_queue_state(answer.queue_state, answer.queue_state_reason)
             await anyio.sleep(pace.after(anyio.current_time() - started))
         elif isinstance(answer, Failed):
             raise RequestFailedError(answer.error, category=answer.category, request_id=request_id)
-        elif isinstance(answer, CompleteMetadata):
+        else:
             raise ResponseError(
                 "the server sent a result's size where the result was asked for", endpoint=PATH
             )
-        else:
-            return PromiseResult(answer.body, is_protobuf=False)
 
 
-def _parse(body: Buffer, content_type: bytes | None) -> PromiseAnswer:
+def _read(response: Response) -> PromiseAnswer:
+    if response.status in _STILL_PENDING:
+        return parse_timeout_answer(response.body)
+    if not 200 <= response.status < 300:
+        raise error_of(response, PATH)
     try:
-        return parse_promise_answer(body, content_type)
+        return parse_promise_answer(response.body, response.header(b"content-type"))
     except DecodeError as error:
         raise ResponseError(
             f"{PATH} answered in an unknown form: {error}", endpoint=PATH

@@ -7,8 +7,6 @@ than the whole budget is granted when nothing else is in use, so it cannot starv
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
@@ -42,20 +40,11 @@ class Budget:
     def _fits(self, amount: int) -> bool:
         return self._in_use == 0 or self._in_use + amount <= self._limit
 
-    @asynccontextmanager
-    async def hold(self, amount: int = 1) -> AsyncGenerator[None]:
-        """Hold units for the block's time, waiting in line for them.
-
-        Cancelling while waiting leaves the line and takes nothing.
-        """
-        await self.acquire(amount)
-        try:
-            yield
-        finally:
-            self.release(amount)
-
     async def acquire(self, amount: int = 1) -> None:
-        """Take units, waiting in line for them."""
+        """Take units, waiting in line for them; whoever has them calls `release`.
+
+        Cancelled while waiting, it leaves the line and takes nothing.
+        """
         if not self._line and self._fits(amount):
             self._in_use += amount
             return

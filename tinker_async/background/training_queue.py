@@ -26,7 +26,6 @@ from tinker_async.api.calls import Caller, Endpoint, decode_json
 from tinker_async.api.promises import (
     RETRIEVE_ANY,
     RETRIEVE_JSON,
-    PromiseResult,
     retrieve,
 )
 from tinker_async.api.retry import RetryPolicy
@@ -41,6 +40,7 @@ from tinker_async.futures import APIFuture
 from tinker_async.logs import log
 from tinker_async.transport import Buffer
 from tinker_async.wire.messages import UntypedAPIFuture
+from tinker_async.wire.promises import PromiseResult
 
 T = TypeVar("T")
 

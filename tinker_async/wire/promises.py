@@ -41,14 +41,14 @@ class CompleteMetadata(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
-class Result(msgspec.Struct, frozen=True):
+class PromiseResult(msgspec.Struct, frozen=True):
     """Done: `body` is the result itself, not yet decoded."""
 
     body: Buffer
     is_protobuf: bool
 
 
-PromiseAnswer: TypeAlias = TryAgain | Failed | CompleteMetadata | Result
+PromiseAnswer: TypeAlias = TryAgain | Failed | CompleteMetadata | PromiseResult
 
 
 class _Envelope(msgspec.Struct):
@@ -74,7 +74,7 @@ def parse_promise_answer(body: Buffer, content_type: bytes | None) -> PromiseAns
         DecodeError: Neither protobuf nor a JSON object, or metadata without a size.
     """
     if PROTOBUF in (content_type or b"").lower():
-        return Result(body, is_protobuf=True)
+        return PromiseResult(body, is_protobuf=True)
     found = decode(body, _Envelope)
     if found.type == "try_again":
         return _try_again(found)
@@ -88,7 +88,7 @@ def parse_promise_answer(body: Buffer, content_type: bytes | None) -> PromiseAns
             error=found.error if isinstance(found.error, str) else encode(found.error).decode(),
             category=found.category if found.category in CATEGORIES else "unknown",
         )
-    return Result(body, is_protobuf=False)
+    return PromiseResult(body, is_protobuf=False)
 
 
 def parse_timeout_answer(body: Buffer) -> TryAgain:
