@@ -15,7 +15,7 @@ from benchmarks.questions import CLIENT, ENGINE
 from benchmarks.rows import Row
 
 _PACKAGES = (
-    "anyio", "h2", "hpack", "httpcore", "msgspec", "numpy", "peft", "torch", "transformers", "trio", "uvloop",
+    "anyio", "h2", "hpack", "msgspec", "numpy", "peft", "torch", "transformers", "trio", "uvloop",
 )  # fmt: skip
 _CLIENT_COLUMNS = (OFFICIAL, "asyncio", "uvloop", "trio")
 

@@ -30,8 +30,11 @@ print('{{"cpu_ms": %f, "modules": %d}}' % (1e3 * (cpu() - before), len(sys.modul
 
 
 def _import(python: str, statement: str) -> Figures:
-    # Of this package the source here is measured, whatever is installed.
-    return run_json([python, "-c", _MEASURED.format(statement=statement)])
+    # Of this package the source here is measured, whatever is installed; its bytecode is cached
+    # also where the caller's environment says otherwise.
+    return run_json(
+        [python, "-c", _MEASURED.format(statement=statement)], {"PYTHONDONTWRITEBYTECODE": ""}
+    )
 
 
 def ask(bench: Bench) -> list[Row]:

@@ -29,7 +29,7 @@ MOST_UNITS_PER_SAMPLE = 0.25
 """Of the calibration loop (20,000 rounds of pure Python)."""
 MOST_COPIES = 3.0
 """Of a request's tensors, that encoding it may cost."""
-MOST_MODULES = 450
+MOST_MODULES = 280
 HELD = 50
 BOUND_S = 30
 
@@ -110,9 +110,9 @@ def fastest_s(work: Callable[[], Any], rounds: int = 10) -> float:
 
 
 def test_the_names_of_a_program_import_a_bounded_number_of_modules() -> None:
-    """As in an environment without extras, where structlog and httpcore find no rich and trio."""
+    """Of these most are numpy's; HTTP, TLS and the log come when they are used."""
     statement = (
-        "import sys; sys.modules['rich'] = sys.modules['trio'] = None; before = len(sys.modules);"
+        "import sys; before = len(sys.modules);"
         "import tinker_async as ta;"
         "ta.Session, ta.SamplingClient, ta.TrainingClient, ta.Datum;"
         "import json; print(json.dumps([len(sys.modules) - before, sorted(sys.modules)]))"
@@ -123,3 +123,4 @@ def test_the_names_of_a_program_import_a_bounded_number_of_modules() -> None:
     number, names = json.loads(printed)
     assert number <= MOST_MODULES
     assert {"torch", "transformers", "tokenizers", "starlette", "click"}.isdisjoint(names)
+    assert {"asyncio", "trio", "ssl", "h2", "structlog", "rich", "hashlib"}.isdisjoint(names)

@@ -23,10 +23,10 @@ class Asked:
         self.ended = anyio.Event()
         self.scope = anyio.CancelScope()
 
-    async def ask(self, t: Transport, request: Request) -> None:
+    async def ask(self, t: Transport, request: Request, *, silence_s: float | None = None) -> None:
         with self.scope:
             try:
-                self.response = await t.request(request)
+                self.response = await t.request(request, silence_s=silence_s)
             except TinkerError as error:
                 self.error = error
         self.ended.set()

@@ -75,6 +75,15 @@ def test_a_small_body_cannot_blow_up() -> None:
     assert 1 << 20 == len(decoded(headers, bomb, endpoint="/x", most=1 << 20))
 
 
+def test_a_body_of_very_many_members_is_refused() -> None:
+    """Following each copies the rest: 60,000 empty ones would hold the event loop for seconds."""
+    headers = ((b"content-encoding", b"gzip"),)
+    member = gzip.compress(b"", mtime=0)
+    assert b"" == decoded(headers, member * 100, endpoint="/x")
+    with pytest.raises(ResponseError, match="more than 100 members"):
+        decoded(headers, member * 60_000, endpoint="/x")
+
+
 @given(st.binary(max_size=2000))
 def test_any_body_survives_every_encoding(body: bytes) -> None:
     """Round trip."""

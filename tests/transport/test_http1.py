@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from functools import partial
 
 import anyio
 import anyio.abc
@@ -248,6 +249,53 @@ async def test_a_server_that_does_not_read_the_body_is_silent_too() -> None:
                 await t.request(post(bytes(32 << 20)), silence_s=0.1)
 
 
+async def test_a_slow_download_is_not_silence() -> None:
+    """The limit is for each wait, not for all of them."""
+
+    async def script(wire: Wire) -> None:
+        await wire.request()
+        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n")
+        for _ in range(30):
+            await anyio.sleep(0.02)  # 0.6 s in all
+            await wire.send(b".")
+        await wire.gone()
+
+    with anyio.fail_after(BOUND_S):
+        async with http1_server(script) as server, open_transport(server.url) as t:
+            assert b"." * 30 == (await t.request(post(), silence_s=0.3)).body
+
+
+async def test_the_silence_of_one_request_is_not_that_of_another() -> None:
+    """Each has its own bound or none."""
+    timed_out = anyio.Event()
+
+    async def script(wire: Wire) -> None:
+        _, body = await wire.request()
+        if body == b"patient":
+            await timed_out.wait()
+            await wire.answer(b"late")
+        await wire.gone()
+
+    with anyio.fail_after(BOUND_S):
+        async with (
+            http1_server(script) as server,
+            open_transport(server.url) as t,
+            anyio.create_task_group() as tasks,
+        ):
+            patient = [Asked(), Asked()]
+            tasks.start_soon(patient[0].ask, t, post(b"patient"))
+            tasks.start_soon(partial(patient[1].ask, t, post(b"patient"), silence_s=BOUND_S))
+            await until(lambda: server.connections == 2)
+            for _ in range(2):
+                with pytest.raises(RequestTimeoutError):
+                    await t.request(post(b"hasty"), silence_s=0.03)
+            timed_out.set()
+            for one in patient:
+                await one.ended.wait()
+                assert one.response is not None
+            assert 2 == t.statistics().connections
+
+
 @pytest.mark.parametrize("state", ["headers", "body", "uploading"])
 async def test_a_cancelled_request_closes_its_connection_alone(state: str) -> None:
     """The server sees the end, the place is free again, the transport goes on."""
@@ -333,9 +381,11 @@ async def test_a_place_handed_to_a_cancelled_request_passes_to_the_next() -> Non
         raise ConnectError("nothing there")
 
     asked = [Asked() for _ in range(3)]
-    line = http1.Http1Line(parse_origin("http://127.0.0.1:1"), dial, max_connections=1)
     with anyio.fail_after(BOUND_S):
         async with anyio.create_task_group() as tasks:
+            line = http1.Http1Line(
+                parse_origin("http://127.0.0.1:1"), dial, tasks, max_connections=1
+            )
             for one in asked:
                 tasks.start_soon(one.ask, line, post())
                 await anyio.wait_all_tasks_blocked()
@@ -365,6 +415,26 @@ async def test_leaving_the_block_fails_what_is_in_flight_and_in_line() -> None:
                 await t.request(post())
     assert isinstance(flying.error, SessionClosedError)
     assert isinstance(waiting.error, SessionClosedError)
+
+
+async def test_leaving_the_block_ends_an_upload_that_nobody_reads() -> None:
+    """What is stuck in a write does not hold up the end."""
+    reached = anyio.Event()
+
+    async def script(wire: Wire) -> None:
+        await wire.head()
+        reached.set()
+        await anyio.sleep_forever()
+
+    upload = Asked()
+    with anyio.fail_after(BOUND_S):
+        async with http1_server(script) as server, anyio.create_task_group() as tasks:
+            async with open_transport(server.url) as t:
+                tasks.start_soon(upload.ask, t, post(bytes(32 << 20)))
+                await reached.wait()
+                await anyio.wait_all_tasks_blocked()
+            await upload.ended.wait()
+    assert isinstance(upload.error, SessionClosedError)
 
 
 async def test_a_body_above_the_bound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,13 @@ class TrafficClass(enum.Enum):
     __hash__ = object.__hash__
 
 
+class Receipt(Protocol):
+    """Whoever wants to know whether a request went out, also when it is cancelled."""
+
+    on_wire: bool
+    """Set when the first byte is about to be written: from then on the peer may have it."""
+
+
 class Request(msgspec.Struct, frozen=True, eq=False):
     """One HTTP request. `path` is absolute and includes the base path and the query."""
 
@@ -38,6 +45,7 @@ class Request(msgspec.Struct, frozen=True, eq=False):
     headers: Headers
     body: Sequence[Buffer] = ()
     traffic: TrafficClass = TrafficClass.SESSION
+    receipt: Receipt | None = None
 
     @property
     def body_bytes(self) -> int:

@@ -23,6 +23,7 @@ _TABLE_BYTES = 4096
 _ENTRY_BYTES = 32
 _FIRST_DYNAMIC = 62
 _MOST_KNOWN = 256
+_MOST_DIGITS = 18
 
 _INDEXED, _ADDED, _RESIZED, _LITERAL = 0x80, 0x40, 0x20, 0x00
 _STATIC_PAIRS = {
@@ -162,6 +163,8 @@ class Head(msgspec.Struct, frozen=True):
     """Without pseudo-headers."""
     is_encoded: bool
     """Whether there is a content-encoding to undo."""
+    body_bytes: int | None = None
+    """What content-length promises; None where it says nothing that can be read."""
 
 
 class ResponseBlocks:
@@ -201,4 +204,10 @@ def _head(pairs: Iterable[tuple[bytes, bytes]]) -> Head:
         text = headers[0][1]
         status = int(text) if len(text) == 3 and text.isdigit() else 0
         headers = headers[1:]
-    return Head(status, headers, any(name == b"content-encoding" for name, _ in headers))
+    encoded, body_bytes = False, None
+    for name, value in headers:
+        if name == b"content-encoding":
+            encoded = True
+        elif name == b"content-length" and value.isdigit() and len(value) <= _MOST_DIGITS:
+            body_bytes = int(value)
+    return Head(status, headers, encoded, body_bytes)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 1 << 30
 """The largest response body that is accepted, as sent and as decoded."""
+_MOST_MEMBERS = 100
+"""Of one gzip body: following each copies what is left, so their number must be small."""
 
 
 def decoded(headers: Headers, body: Buffer, *, endpoint: str, most: int = MAX_BODY_BYTES) -> Buffer:
@@ -71,6 +73,8 @@ def _inflate(coding: bytes, body: Buffer, most: int) -> bytes:
             raise OverflowError
         if not inflater.eof:
             raise zlib.error("it ends too early")
+        if len(chunks) == _MOST_MEMBERS:
+            raise zlib.error(f"it has more than {_MOST_MEMBERS} members")
         chunks.append(chunk)
         rest = inflater.unused_data
         if coding == b"deflate":

@@ -7,22 +7,21 @@ return, with `from`. A `ConnectError` is returned only where nothing can have be
 from __future__ import annotations
 
 import errno
-import socket
-import ssl
 from typing import TYPE_CHECKING
 
 import anyio
-import h2.exceptions
 
 from tinker_async.errors import (
     ConnectError,
     ProtocolError,
     RequestTimeoutError,
     SessionClosedError,
+    TinkerError,
     TransportError,
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
 
 STREAM_FAILURES: tuple[type[Exception], ...] = (
@@ -34,8 +33,6 @@ STREAM_FAILURES: tuple[type[Exception], ...] = (
 """What reading from or writing to an anyio stream may raise."""
 
 _IN_DOUBT = "the request may or may not have been processed"
-
-HTTP2_FAILURES: tuple[type[Exception], ...] = (*STREAM_FAILURES, h2.exceptions.H2Error)
 
 _BY_ERRNO: dict[int, tuple[str, str]] = {
     errno.ECONNREFUSED: (
@@ -61,6 +58,9 @@ _BY_ERRNO: dict[int, tuple[str, str]] = {
 
 def connect_error(error: BaseException, where: str, *, secure: bool) -> ConnectError:
     """Return the error for a failed attempt to connect to `where` (host:port)."""
+    import socket  # noqa: PLC0415 - loaded by now, but not by an import of this library
+    import ssl  # noqa: PLC0415 - as above
+
     for cause in _causes(error):
         if isinstance(cause, socket.gaierror):
             return ConnectError(
@@ -112,8 +112,6 @@ def broken_error(error: BaseException | None, where: str) -> TransportError:
     """Return the error for a request that was under way when its connection failed."""
     if error is None or isinstance(error, (anyio.EndOfStream, anyio.ClosedResourceError)):
         text = f"{where} closed the connection before it had answered"
-    elif isinstance(error, h2.exceptions.H2Error):
-        return rules_error(error, where)
     else:
         text = f"the connection to {where} broke: {_describe(error)}"
     return ProtocolError(text, hint=_IN_DOUBT)
@@ -143,6 +141,13 @@ def closed_error(where: str) -> SessionClosedError:
     return SessionClosedError(
         f"the transport to {where} was closed", hint="use it inside its `async with` block"
     )
+
+
+def copy_error(error: TinkerError) -> TinkerError:
+    """Return an equal error: each waiter raises one of its own."""
+    copy = type(error)(error.message, hint=error.hint)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def _describe(error: BaseException) -> str:

@@ -1,20 +1,19 @@
-"""HTTP/1.1: `httpcore` connections under a line of our own.
+"""HTTP/1.1: one request at a time on each of a few connections, under a line of our own.
 
-`httpcore` parses and writes; which connection carries which request, and who waits, is
-decided here in O(1), since its own pool is quadratic in its connections. Rule: a connection
-is in `_idle` only when its last exchange ended cleanly; any other end closes it.
+Which connection carries which request, and who waits, is decided here in O(1);
+`http1_messages` says what the bytes mean. Rule: a connection is in `_idle` only when its
+last exchange ended cleanly; any other end closes it.
 """
 
 from __future__ import annotations
 
+import math
 import select
 from collections import deque
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
-import httpcore
 from anyio.abc import SocketAttribute
 
 from tinker_async.transport import Request, Response, TrafficClass
@@ -27,130 +26,117 @@ from tinker_async.transport.failures import (
     silence_error,
     unsent_error,
 )
+from tinker_async.transport.http1_messages import (
+    BadMessageError,
+    RequestHeads,
+    ResponseHeads,
+    ResponseReader,
+)
 from tinker_async.transport.lanes import Line, Shares, Ticket, TransportStatistics
-from tinker_async.transport.uploads import Upload
+from tinker_async.transport.uploads import Upload, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.abc import ByteStream
+    from anyio.abc import ByteStream, TaskGroup
 
+    from tinker_async.errors import TinkerError
+    from tinker_async.transport import Buffer
     from tinker_async.transport.origin import Origin
 
 _IDLE_S = 60.0
 """Connections unused for so long are closed when another request passes by."""
+_READ_BYTES = 256 << 10
 _WRITE_BYTES = 256 << 10
-_NOT_SENT = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection"))
+_SMALL_BODY_BYTES = 64 << 10
+"""Up to this, head and body are joined to one write."""
 _CLOSE_S = 1.0
-_FAILURES: tuple[type[Exception], ...] = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.UnsupportedProtocol,
-)
+_LOOK_S = 0.05
+"""Shortest time between two looks for connections that are silent."""
+_FAILURES: tuple[type[Exception], ...] = (*STREAM_FAILURES, BadMessageError)
 
 
-class _Wire(httpcore.AsyncNetworkStream):
-    """An anyio stream as `httpcore` wants it, with its exceptions and timeouts."""
+class _Kept:
+    """A connection, busy or idle."""
+
+    __slots__ = (
+        "_descriptor",
+        "_poll",
+        "_socket",
+        "clean",
+        "closed",
+        "heard_at",
+        "silence_s",
+        "silent",
+        "stream",
+    )
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
-        self.unwanted = False
-        """Whether to end the response that is being read."""
+        self.clean = True
+        """Whether the last exchange ended as it should."""
+        self.closed = False
+        self.heard_at = anyio.current_time()
+        """When either side last made progress; of an idle connection: its last use."""
+        self.silence_s: float | None = None
+        self.silent = False
+        """Whether it was closed because of silence."""
+        self._socket = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+        self._descriptor = self._socket.fileno()
+        self._poll: select.poll | None = None
+        if hasattr(select, "poll"):  # not on Windows
+            self._poll = select.poll()
+            self._poll.register(self._descriptor, select.POLLIN)
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        if self.unwanted:
-            raise httpcore.ReadError
+    @property
+    def is_stale(self) -> bool:
+        """Whether bytes or an end wait on the socket: on an idle connection, always a bad sign."""
+        if self.closed or self._socket.fileno() != self._descriptor:
+            return True
+        if self._poll is None:
+            return bool(select.select([self._descriptor], [], [], 0)[0])
+        return bool(self._poll.poll(0))
+
+    async def send(self, head: bytes, request: Request, size: int) -> bool:
+        """Write a request; return whether all of it went out.
+
+        If it did not, the server may have answered nevertheless. A body that is not small
+        goes out from where it lies.
+        """
+        if request.receipt is not None:
+            request.receipt.on_wire = True
         try:
-            if timeout is None:
-                return await self.stream.receive(max_bytes)
-            with anyio.move_on_after(timeout):
-                return await self.stream.receive(max_bytes)
+            if size <= _SMALL_BODY_BYTES:
+                await self.stream.send(b"".join((head, *request.body)))
+                return True
+            upload = Upload(request.body)
+            await self.stream.send(head)
+            while upload.left:
+                pieces = upload.take(min(upload.left, _WRITE_BYTES))
+                piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                await self.stream.send(piece)  # type: ignore[arg-type]  # any buffer will do
+                self.heard_at = anyio.current_time()
+        except STREAM_FAILURES:
+            return False
+        return True
+
+    async def receive(self, reader: ResponseReader) -> None:
+        """Read until a response is whole."""
+        try:
+            while not reader.feed(await self.stream.receive(_READ_BYTES)):
+                self.heard_at = anyio.current_time()
         except anyio.EndOfStream:
-            return b""
-        except STREAM_FAILURES as error:
-            raise httpcore.ReadError(str(error)) from error
-        raise httpcore.ReadTimeout
+            if not reader.finish():
+                raise
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        try:
-            with anyio.move_on_after(timeout) as scope:
-                await self.stream.send(buffer)
-        except STREAM_FAILURES as error:
-            raise httpcore.WriteError(str(error)) from error
-        if scope.cancelled_caught:
-            raise httpcore.WriteTimeout
-
-    async def aclose(self) -> None:
+    async def close(self) -> None:
+        """Close the socket, whatever state it is in; its user is woken. Bounded."""
+        self.closed = True
         with anyio.move_on_after(_CLOSE_S, shield=True):
             with suppress(*STREAM_FAILURES):  # broken already: closed is what was wanted
                 await self.stream.aclose()
             return
         await anyio.aclose_forcefully(self.stream)
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":
-            return _is_readable(self.stream)
-        return None
-
-
-def _is_readable(stream: ByteStream) -> bool:
-    """Whether bytes or an end wait on the socket: on an idle connection, always a bad sign."""
-    descriptor = stream.extra(SocketAttribute.raw_socket).fileno()  # noqa: S610 - not Django's
-    if descriptor < 0:
-        return True
-    if not hasattr(select, "poll"):  # Windows
-        return bool(select.select([descriptor], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-class _Body(AsyncIterator[bytes]):
-    """A request body as `httpcore` reads it: small parts joined, large ones cut, none kept.
-
-    Not an async generator: one that a cancelled request leaves half-read would be closed
-    only by the garbage collector.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self._upload = Upload(request.body)
-
-    def __aiter__(self) -> _Body:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._upload.left:
-            raise StopAsyncIteration
-        pieces = self._upload.take(min(self._upload.left, _WRITE_BYTES))
-        return b"".join(pieces)
-
-
-async def _read_body(response: httpcore.Response, wire: _Wire) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    stream: Any = response.stream
-    async for chunk in stream:
-        size += len(chunk)
-        if size <= MAX_BODY_BYTES:
-            chunks.append(chunk)
-        else:
-            # Leaving the loop here would leave httpcore's generators half-read.
-            wire.unwanted = True
-            chunks.clear()
-    await response.aclose()
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-class _Kept:
-    """A connection and the moment of its last use."""
-
-    __slots__ = ("http", "used_at", "wire")
-
-    def __init__(self, http: httpcore.AsyncHTTP11Connection, wire: _Wire) -> None:
-        self.http = http
-        self.wire = wire
-        self.used_at = anyio.current_time()
 
 
 class Http1Line:
@@ -160,16 +146,15 @@ class Http1Line:
         self,
         origin: Origin,
         dial: Callable[[], Awaitable[ByteStream]],
+        tasks: TaskGroup,
         *,
         max_connections: int,
     ) -> None:
-        self._origin = origin
         self._where = origin.address
         self._dial = dial
-        self._core_origin = httpcore.Origin(
-            origin.scheme.encode("ascii"), origin.host.encode("ascii"), origin.port
-        )
-        self._host = (b"host", origin.authority)
+        self._tasks = tasks
+        self._request_heads = RequestHeads(origin.authority)
+        self._response_heads = ResponseHeads()
         self._closing = False
         self._shares = Shares(max_connections)
         self._line: Line[None] = Line()
@@ -179,6 +164,10 @@ class Http1Line:
         self._dials: set[anyio.CancelScope] = set()
         self._opened = 0
         self._requests = 0
+        self._watching = False
+        self._hurry = anyio.Event()
+        self._next_look = math.inf
+        """When the watcher next looks for silent connections."""
 
     def __repr__(self) -> str:
         return (
@@ -204,6 +193,11 @@ class Http1Line:
         traffic = request.traffic
         if self._closing:
             raise closed_error(self._where)
+        size = size_of(request.body)
+        try:
+            head = self._request_heads.head(request.method, request.path, request.headers, size)
+        except BadMessageError as error:
+            raise rules_error(error, self._where, ours=True) from error
         if not self._line.waiting(traffic) and self._shares.admits(traffic):
             self._shares.take(traffic)
         else:
@@ -212,13 +206,13 @@ class Http1Line:
             self._requests += 1
             kept = await self._connection()
             try:
-                return await self._exchange(kept, request, silence_s)
+                return await self._exchange(kept, request, head, size, silence_s)
             finally:
-                self._busy.discard(kept)
                 await self._put_back(kept)
         finally:
             self._shares.give_back(traffic)
-            self._serve()
+            if self._line:
+                self._serve()
 
     # -- places ------------------------------------------------------------------------
 
@@ -253,12 +247,15 @@ class Http1Line:
         """Return a connection, busy from now on: the one used last, or a new one."""
         while self._idle:
             kept = self._idle.pop()
-            if not kept.http.is_closed() and not kept.http.has_expired():
+            if not kept.is_stale:
                 self._busy.add(kept)
                 return kept
-            await kept.wire.aclose()
+            await kept.close()
         kept = self._keep(await self._new_stream())
         self._busy.add(kept)
+        if self._closing:
+            await self._put_back(kept)
+            raise closed_error(self._where)
         return kept
 
     async def _new_stream(self) -> ByteStream:
@@ -272,8 +269,7 @@ class Http1Line:
 
     def _keep(self, stream: ByteStream) -> _Kept:
         self._opened += 1
-        wire = _Wire(stream)
-        return _Kept(httpcore.AsyncHTTP11Connection(self._core_origin, wire), wire)
+        return _Kept(stream)
 
     def adopt(self, stream: ByteStream) -> None:
         """Use a stream that is connected already."""
@@ -281,55 +277,86 @@ class Http1Line:
 
     async def _put_back(self, kept: _Kept) -> None:
         """Keep a connection for the next request if it is clean, and drop one long unused."""
-        now = anyio.current_time()
-        if kept.http.is_available() and not kept.wire.unwanted and not self._closing:
-            kept.used_at = now
+        self._busy.discard(kept)
+        kept.heard_at = anyio.current_time()
+        if kept.clean and not self._closing:
             self._idle.append(kept)
         else:
-            await kept.wire.aclose()
-        if self._idle and now - self._idle[0].used_at > _IDLE_S:
-            await self._idle.popleft().wire.aclose()
+            await kept.close()
+        if self._idle and kept.heard_at - self._idle[0].heard_at > _IDLE_S:
+            await self._idle.popleft().close()
 
     # -- one exchange ------------------------------------------------------------------
 
-    async def _exchange(self, kept: _Kept, request: Request, silence_s: float | None) -> Response:
-        try:
-            response = await kept.http.handle_async_request(self._core_request(request, silence_s))
-            body = await _read_body(response, kept.wire)
-        except _FAILURES as error:
-            if kept.wire.unwanted:
-                raise too_large(request.path, MAX_BODY_BYTES) from error
-            if self._closing:
-                raise closed_error(self._where) from error
-            if isinstance(error, (httpcore.ReadTimeout, httpcore.WriteTimeout)):
-                raise silence_error(self._where, silence_s) from error
-            if isinstance(error, httpcore.ProtocolError):
-                ours = isinstance(error, httpcore.LocalProtocolError)
-                raise rules_error(error, self._where, ours=ours) from error
-            raise broken_error(error, self._where) from error
-        if kept.wire.unwanted:
-            raise too_large(request.path, MAX_BODY_BYTES)
-        headers = tuple((name.lower(), value) for name, value in response.headers)
-        return Response(response.status, headers, decoded(headers, body, endpoint=request.path))
-
-    def _core_request(self, request: Request, silence_s: float | None) -> httpcore.Request:
-        size = request.body_bytes
-        headers = [self._host, *(pair for pair in request.headers if pair[0] not in _NOT_SENT)]
-        if size or request.method not in ("GET", "HEAD", "DELETE"):
-            headers.append((b"content-length", b"%d" % size))
-        origin = self._core_origin
-        return httpcore.Request(
-            request.method,
-            httpcore.URL(
-                scheme=origin.scheme,
-                host=origin.host,
-                port=origin.port,
-                target=request.path.encode("ascii"),
-            ),
-            headers=headers,
-            content=_Body(request) if size else b"",
-            extensions={"timeout": {"read": silence_s, "write": silence_s}},
+    async def _exchange(
+        self, kept: _Kept, request: Request, head: bytes, size: int, silence_s: float | None
+    ) -> Response:
+        kept.clean = False
+        kept.silence_s = silence_s
+        kept.heard_at = anyio.current_time()
+        if silence_s is not None and kept.heard_at + silence_s < self._next_look:
+            self._look_at(kept.heard_at + silence_s)
+        reader = ResponseReader(
+            self._response_heads, bodiless=request.method == "HEAD", most=MAX_BODY_BYTES
         )
+        try:
+            sent = await kept.send(head, request, size)
+            await kept.receive(reader)
+        except _FAILURES as error:
+            raise self._failure(kept, error) from error
+        except OverflowError as error:
+            raise too_large(request.path, MAX_BODY_BYTES) from error
+        kept.clean = sent and reader.reusable and not kept.closed
+        return _response(reader, request.path)
+
+    def _failure(self, kept: _Kept, error: Exception) -> TinkerError:
+        if self._closing:
+            return closed_error(self._where)
+        if kept.silent:
+            return silence_error(self._where, kept.silence_s)
+        if isinstance(error, BadMessageError):
+            return rules_error(error, self._where)
+        return broken_error(error, self._where)
+
+    # -- silence -----------------------------------------------------------------------
+
+    def _look_at(self, due: float) -> None:
+        """Let the watcher look no later than this; there is one once somebody needs it."""
+        if not self._watching:
+            self._watching = True
+            self._tasks.start_soon(self._watch)
+        self._next_look = due
+        self._hurry.set()
+
+    async def _watch(self) -> None:
+        """Close the connections on which nothing happens for as long as a request allows.
+
+        One task for all, instead of a deadline around each read and write.
+        """
+        while True:
+            with anyio.CancelScope(deadline=self._next_look):
+                await self._hurry.wait()
+                self._hurry = anyio.Event()
+            now = anyio.current_time()
+            if now >= self._next_look:
+                for kept in self._silent_ones(now):
+                    await kept.close()
+
+    def _silent_ones(self, now: float) -> list[_Kept]:
+        """Return those that have been silent for too long; look again when another may be."""
+        silent = []
+        next_look = math.inf
+        for kept in self._busy:
+            if kept.silence_s is None or kept.closed:
+                continue
+            due = kept.heard_at + kept.silence_s
+            if due <= now:
+                kept.silent = kept.closed = True
+                silent.append(kept)
+            else:
+                next_look = min(next_look, due)
+        self._next_look = max(next_look, now + _LOOK_S)
+        return silent
 
     async def close(self) -> None:
         """Refuse new requests, fail those in line and in flight, close every socket."""
@@ -337,7 +364,14 @@ class Http1Line:
         self._line.dismiss(lambda: closed_error(self._where))
         for scope in self._dials:
             scope.cancel()
-        with anyio.CancelScope(shield=True):
-            for kept in (*self._busy, *self._idle):
-                await anyio.aclose_forcefully(kept.wire.stream)
+        for kept in (*self._busy, *self._idle):
+            await kept.close()
         self._idle.clear()
+
+
+def _response(reader: ResponseReader, endpoint: str) -> Response:
+    head = reader.head
+    body: Buffer = reader.body
+    if head.is_encoded:
+        body = decoded(head.headers, body, endpoint=endpoint)
+    return Response(head.status, head.headers, body)

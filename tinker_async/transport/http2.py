@@ -22,9 +22,10 @@ from tinker_async.errors import ProtocolError, TransportError
 from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.content import MAX_BODY_BYTES, decoded, too_large
 from tinker_async.transport.failures import (
-    HTTP2_FAILURES,
+    STREAM_FAILURES,
     broken_error,
     closed_error,
+    rules_error,
     silence_error,
     unsent_error,
 )
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from tinker_async.transport import Buffer
     from tinker_async.transport.blocks import Head
     from tinker_async.transport.origin import Origin
+
+_HTTP2_FAILURES: tuple[type[Exception], ...] = (*STREAM_FAILURES, h2.exceptions.H2Error)
 
 _READ_BYTES = 256 << 10
 _BATCH_BYTES = 256 << 10
@@ -209,7 +212,7 @@ class Connection:
     async def _guarded(self, part: Callable[[], object]) -> None:
         try:
             await part()  # type: ignore[misc]
-        except HTTP2_FAILURES as error:
+        except _HTTP2_FAILURES as error:
             self._lose(error)
         except TransportError as error:
             self._lose(error)
@@ -228,6 +231,8 @@ class Connection:
             error = closed_error(self._where)
         elif stream in self._unsent:
             error = unsent_error(self._where, "the connection broke before the request was sent")
+        elif isinstance(self._cause, h2.exceptions.H2Error):
+            error = rules_error(self._cause, self._where)
         else:
             error = broken_error(self._cause, self._where)
         error.__cause__ = self._cause
@@ -238,11 +243,11 @@ class Connection:
         with anyio.move_on_after(_GOODBYE_S, shield=True):
             # After a write that was cut off, more bytes would be garbage to the peer.
             if not self._writing:
-                with suppress(*HTTP2_FAILURES):
+                with suppress(*_HTTP2_FAILURES):
                     if not isinstance(self._cause, h2.exceptions.H2Error):  # said already
                         self._h2.say_goodbye()
                     await self._wire.send(b"".join(self._h2.take_output()))
-            with suppress(*HTTP2_FAILURES):
+            with suppress(*_HTTP2_FAILURES):
                 await self._wire.aclose()
             return
         await anyio.aclose_forcefully(self._wire)
@@ -278,6 +283,8 @@ class Connection:
             self._owner.vacated(self, request.traffic)
             raise
         self._next_id += 2
+        if request.receipt is not None:
+            request.receipt.on_wire = True
         self._unsent.append(stream)
         if small and not self._uploads and size <= self._h2.room(stream):
             self._h2.put_body(stream, small)
@@ -295,6 +302,12 @@ class Connection:
             raise ProtocolError(f"{self._where} ended the answer to {stream.path} without headers")
         if not head.status:
             raise ProtocolError(f"{self._where} answered {stream.path} without a status")
+        if head.body_bytes is not None and head.body_bytes != stream.size:
+            raise ProtocolError(
+                f"{self._where} promised {head.body_bytes} bytes in answer to {stream.path} and "
+                f"sent {stream.size}",
+                hint="the request may have been processed",
+            )
         chunks = stream.chunks
         body: Buffer = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         if head.is_encoded:

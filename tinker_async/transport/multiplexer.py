@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from tinker_async.errors import ConnectError, TinkerError, TransportError
+from tinker_async.errors import ConnectError, TransportError
 from tinker_async.transport import Request, Response, TrafficClass
-from tinker_async.transport.failures import closed_error, unsent_error
+from tinker_async.transport.failures import closed_error, copy_error, unsent_error
 from tinker_async.transport.http2 import Connection, KeepAlive
 from tinker_async.transport.lanes import Line, Shares, Ticket, TransportStatistics
 
@@ -249,10 +249,3 @@ class Multiplexer:
         """Refuse new requests and fail those in line; connections end with the task group."""
         self.closing = True
         self._line.dismiss(lambda: closed_error(self._origin.address))
-
-
-def copy_error(error: TinkerError) -> TinkerError:
-    """Return an equal error: each waiter raises one of its own."""
-    copy = type(error)(error.message, hint=error.hint)
-    copy.__cause__ = error.__cause__
-    return copy

@@ -6,7 +6,6 @@ socket or waiter remains, and what the block raised leaves as itself.
 
 from __future__ import annotations
 
-import ssl
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,18 +14,19 @@ import anyio
 
 from tinker_async.errors import ConfigError, ConnectError, TinkerError, TransportError
 from tinker_async.transport import Request, Response, TrafficClass
-from tinker_async.transport.failures import closed_error
+from tinker_async.transport.failures import closed_error, copy_error
 from tinker_async.transport.lanes import TransportStatistics
-from tinker_async.transport.multiplexer import Multiplexer, copy_error
 from tinker_async.transport.origin import Origin, chosen_protocol, dial, parse_origin
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
     from anyio.abc import ByteStream, TaskGroup
 
     from tinker_async.transport.http1 import Http1Line
     from tinker_async.transport.http2 import KeepAlive
+    from tinker_async.transport.multiplexer import Multiplexer
 
 
 class OpenTransport:
@@ -116,6 +116,8 @@ class OpenTransport:
             self._choice = None
 
     def _multiplexer(self) -> Multiplexer:
+        from tinker_async.transport.multiplexer import Multiplexer  # noqa: PLC0415 - see below
+
         self._offer("h2")
         return Multiplexer(
             self._origin,
@@ -127,11 +129,10 @@ class OpenTransport:
         )
 
     def _http1_line(self) -> Http1Line:
-        # Loaded when it is needed: `httpcore` is a quarter of this library's import.
-        from tinker_async.transport.http1 import Http1Line  # noqa: PLC0415 - see above
+        from tinker_async.transport.http1 import Http1Line  # noqa: PLC0415 - only one is needed
 
         self._offer("http/1.1")
-        return Http1Line(self._origin, self._dial_any, max_connections=self._most)
+        return Http1Line(self._origin, self._dial_any, self._tasks, max_connections=self._most)
 
     def _offer(self, *protocols: str) -> None:
         if self._ssl_context is not None:
@@ -151,7 +152,9 @@ class OpenTransport:
 
 
 def _default_ssl_context() -> ssl.SSLContext:
-    import certifi  # noqa: PLC0415 - httpcore brings it; loaded only where it is used
+    import ssl  # noqa: PLC0415 - a local server needs no TLS
+
+    import certifi  # noqa: PLC0415 - as above
 
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())

@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 
 import anyio
 import msgspec
-from anyio.abc import ByteStream
-from anyio.streams.tls import TLSAttribute, TLSStream
 
 from tinker_async.errors import ConfigError, ConnectError
 from tinker_async.transport.failures import connect_error
 
 if TYPE_CHECKING:
     import ssl
+
+    from anyio.abc import ByteStream
 
 _RIGHT_FORM = "use a form like https://api.example.com or http://127.0.0.1:8000"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -110,6 +110,8 @@ async def _open(origin: Origin, ssl_context: ssl.SSLContext | None) -> ByteStrea
     stream = await anyio.connect_tcp(origin.host, origin.port)
     if ssl_context is None:
         return stream
+    from anyio.streams.tls import TLSStream  # noqa: PLC0415 - a local server needs no TLS
+
     try:
         # HTTP frames its own messages, so a missing close_notify says nothing new.
         return await TLSStream.wrap(
@@ -122,4 +124,6 @@ async def _open(origin: Origin, ssl_context: ssl.SSLContext | None) -> ByteStrea
 
 def chosen_protocol(stream: ByteStream) -> str | None:
     """Return what ALPN settled on (`h2`, `http/1.1`), or None."""
+    from anyio.streams.tls import TLSAttribute  # noqa: PLC0415 - as above
+
     return stream.extra(TLSAttribute.alpn_protocol, None)  # noqa: S610 - not Django's
