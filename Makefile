@@ -10,7 +10,9 @@ BACKEND ?= asyncio
 OUT ?= demo-out
 OFFICIAL ?= .venv-official
 
-.PHONY: demo test test-fast check bench clean
+RIVALS := skyrl tuft official-0.24.1 official-0.25.0
+
+.PHONY: demo test test-fast check bench rivals fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tinker-async demo --model $(MODEL) --backend $(BACKEND) --out $(OUT)
@@ -23,8 +25,23 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# So many times the cases of `make test`; a failure prints the seed and the case that repeat it.
+FUZZ ?= 100
+FUZZ_SEED ?= $(shell date +%s)
+
+fuzz: $(VENV)/.dev
+	FUZZ_FACTOR=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -n auto
+
 bench: $(VENV)/.dev $(OFFICIAL)/.ready
+	-$(MAKE) -k rivals
 	$(BIN)/python -m benchmarks --official $(OFFICIAL)/bin/python $(ARGS)
+
+# Other servers of the protocol, each in its own environment with the official client of its age.
+# What cannot be installed is not measured, and its rows say so.
+rivals: $(RIVALS:%=.venv-%/.ready)
+
+.venv-%/.ready: benchmarks/rivals/%.txt benchmarks/rivals/environments.py | $(BIN)/python
+	$(BIN)/python -m benchmarks.rivals.environments $*
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -46,4 +63,4 @@ $(OFFICIAL)/.ready: $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) $(RIVALS:%=.venv-%) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,6 +20,7 @@ import anyio
 
 import tinker_async as ta
 from benchmarks import measure, workloads
+from tinker_async.transport import TrafficClass
 
 _BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {}),
@@ -80,11 +81,16 @@ async def samples(task: dict[str, Any]) -> dict[str, Any]:
         gc.collect()
         meter = measure.Meter()
         async with _watching(task) as stalls:
+            # With other processes: all at once, by the clock that they share.
+            await anyio.sleep(max(0.0, task.get("start_at", 0.0) - time.monotonic()))
+            start = time.monotonic()
             meter.start()
             found = await _draw(sampler, task, task["number"], task["in_flight"])
             used = meter.stop()
     return {
         **used,
+        "start_s": start,
+        "end_s": start + used["wall_s"],
         **stalls.figures(),
         "cpu_ms_per_sample": 1e3 * used["cpu_s"] / task["number"],
         "samples_per_s": task["number"] / used["wall_s"],
@@ -93,6 +99,41 @@ async def samples(task: dict[str, Any]) -> dict[str, Any]:
         "threads": max(found["threads"]),
         "memory_mb": measure.memory_mb(),
     }
+
+
+async def samples_held(task: dict[str, Any]) -> dict[str, Any]:
+    """What a sample in flight costs: all are started at once, and none has its result before.
+
+    Memory is what the client holds for each; prompts are shared, results are dropped.
+    """
+    number = task["number"]
+    async with _session(task) as session:
+        quick = await session.create_sampling_client(base_model=workloads.base_model(256, 0))
+        await _draw(quick, task, task["warm_up"], min(task["warm_up"], 64))
+        slow = await session.create_sampling_client(
+            base_model=workloads.base_model(256, task["delay_ms"])
+        )
+        gc.collect()
+        before_mb = measure.memory_mb()
+        meter = measure.Meter()
+        meter.start()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_draw, slow, task, number, number)
+            with anyio.fail_after(task["delay_ms"] / 1e3):
+                while _polls_held(session) < number:  # noqa: ASYNC110  # nobody tells of it
+                    await anyio.sleep(0.05)
+            held_mb = measure.memory_mb()
+            connections = session.statistics().transport.connections
+        used = meter.stop()
+    return {
+        "cpu_ms_per_sample": 1e3 * used["cpu_s"] / number,
+        "memory_kb_per_sample": 1e3 * (held_mb - before_mb) / number,
+        "connections": connections,
+    }
+
+
+def _polls_held(session: ta.Session) -> int:
+    return session.statistics().transport.in_flight[TrafficClass.POLLING]
 
 
 async def held_polls(task: dict[str, Any]) -> dict[str, Any]:
@@ -261,6 +302,7 @@ async def _watching(task: dict[str, Any]) -> AsyncIterator[measure.Stalls]:
 
 _SCENARIOS = {
     "samples": samples,
+    "samples_held": samples_held,
     "held_polls": held_polls,
     "forward_backward": forward_backward,
     "steps": steps,
