@@ -16,7 +16,9 @@ import tinker_async
 PACKAGE = Path(tinker_async.__file__).parent
 
 BELOW_API = {"transport", "wire", "config", "data", "errors"}
-BELOW_BACKGROUND = BELOW_API | {"api", "futures", "logs", "plan", "losses"}
+BELOW_BACKGROUND = BELOW_API | {
+    *("api", "api.progress", "events", "futures", "logs", "plan", "losses"),
+}
 CLIENTS = BELOW_BACKGROUND | {"background", "tokenizer"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -29,25 +31,34 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"data", "errors"},
     "wire": {"data", "errors"},
     "transport": {"errors"},
-    "api": BELOW_API | {"logs"},
-    "futures": {"errors"},
-    "tokenizer": {"api", "errors"},
+    "events": {"logs"},
+    "api": BELOW_API | {"api.progress", "events", "logs"},
+    "api.progress": {"errors"},
+    "futures": {"api.progress", "errors"},
+    "tokenizer": {"api", "api.progress", "errors"},
     "background": BELOW_BACKGROUND,
-    "rest": {"api", "wire", "data", "errors"},
-    "sampling": CLIENTS,
+    "rest": {"api", "api.progress", "wire", "data", "errors"},
+    "many_samples": {"data", "errors", "lone_errors"},
+    "sampling": CLIENTS | {"many_samples"},
     "training": CLIENTS | {"sampling"},
-    "session": CLIENTS | {"sampling", "training", "rest", "local.process", "lone_errors"},
+    "samplers": CLIENTS | {"sampling"},
+    "trainers": CLIENTS | {"samplers", "training"},
+    "parts": CLIENTS | {"samplers", "trainers"},
+    "session": CLIENTS | {"parts", "sampling", "training", "rest", "local.process", "lone_errors"},
     "local.engine": {"data", "errors", "local.models"},
     "local.server": {"wire", "data", "errors", "local.engine"},
     "local.cache": {"errors"},
     "local.fetch": {"errors", "local.cache"},
     "local.tiny": set(),
-    "local.convert": {"errors", "local.cache", "local.tiny"},
+    "local.gguf_header": {"errors"},
+    "local.convert": {"errors", "local.cache", "local.gguf_header", "local.tiny"},
     "local.models": {"errors", "local.cache", "local.convert", "local.fetch", "local.tiny"},
     "local.serving": {"errors", "local.engine", "local.models", "local.server"},
     "local.process": {"errors", "lone_errors", "local.server"},
     "cli": {"", "errors", "local.serving"},
-    "": set(BELOW_BACKGROUND) | {"rest", "sampling", "session", "training"},
+    "testing": {"data", "errors", "lone_errors", "session", "transport", "wire"},
+    "": set(BELOW_BACKGROUND)
+    | {"background", "many_samples", "rest", "sampling", "session", "training"},
 }
 """Each part with the parts it may import; `""` is `tinker_async` itself."""
 
@@ -55,9 +66,10 @@ NO_TORCH_IN_ENGINE = {"__init__", "failures", "jobs", "stopping", "thread"}
 """Modules of the engine that the server imports, which is not to load torch."""
 
 LIBRARY_HOMES: dict[str, set[str]] = {
-    "h2": {"transport"},
+    "h2": {"transport", "testing.http2_server"},
     "hpack": set(),
-    "httpcore": {"transport.http1", "transport.failures", "transport.opening"},
+    "h11": set(),
+    "httpcore": set(),
     "starlette": {"local.server"},
     "hypercorn": {"local.server.hosting"},
     "sqlite3": {"local.server"},
@@ -73,6 +85,7 @@ LIBRARY_HOMES: dict[str, set[str]] = {
     "matplotlib": set(),
     "asyncio": set(),
     "trio": set(),
+    "pytest": {"testing.plugin"},
     "uvloop": set(),
     "requests": set(),
     "httpx": set(),
@@ -84,18 +97,25 @@ LIBRARY_HOMES: dict[str, set[str]] = {
 LAZY_HOMES: dict[str, set[str]] = {
     "torch": {"losses", "data.tensors", "local.engine.thread"},
     "tokenizers": {"tokenizer", "local.engine.stopping", "local.convert", "local.tiny"},
-    "safetensors": {"local.convert", "local.tiny"},
+    "safetensors": {"local.convert", "local.models", "local.tiny"},
     "gguf": {"local.convert"},
     "hypercorn": {"local.server.hosting"},
-    "zstandard": {"background.compression", "local.server", "transport.content"},
+    "zstandard": {
+        "background.compression",
+        "local.server",
+        "testing.exchange",
+        "transport.content",
+    },
+    "trio": {"testing.virtual_time"},
     "matplotlib": {"cli.demo_report"},
 }
 """Where it may be imported inside a function besides."""
 
-HEAVY = ("torch", "transformers", "tokenizers", "peft", "click", "rich", "starlette", "hypercorn")
-"""What a program may have installed and does not pay for unless it asks."""
-OF_DEPENDENCIES = ("rich", "trio")
-"""Imported where installed by structlog and httpcore themselves, as soon as a session is named."""
+HEAVY = {
+    *("torch", "transformers", "tokenizers", "peft", "click", "rich", "starlette", "hypercorn"),
+    *("asyncio", "trio", "ssl", "h2", "hpack", "structlog", "logging", "hashlib"),
+}
+"""What a program may have installed and does not pay for until it asks."""
 
 
 class Import(msgspec.Struct, frozen=True):
@@ -352,9 +372,8 @@ print(sorted(names - set(sys.stdlib_module_names)))
 
 @pytest.mark.parametrize("code", ["tinker_async.Session", "from tinker_async import *"])
 def test_using_public_names_loads_nothing_heavy(code: str) -> None:
-    """No torch, no tokenizers, no server, no command line library."""
-    heavy = set(HEAVY) - set(OF_DEPENDENCIES)
-    found = fresh(f"import tinker_async, sys\n{code}\nprint(sorted({heavy!r} & set(sys.modules)))")
+    """No torch, no tokenizers, no server, no command line library; no HTTP before a session."""
+    found = fresh(f"import tinker_async, sys\n{code}\nprint(sorted({HEAVY!r} & set(sys.modules)))")
 
     assert found == "[]\n"
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinker_async.api.retry import RetryPolicy
+    from tinker_async.background.health import SessionHealth, SessionStatistics
     from tinker_async.data.datum import Datum
+    from tinker_async.data.handles import SamplerHandle
     from tinker_async.data.model_input import EncodedTextChunk, ModelInput
     from tinker_async.data.params import AdamParams, LoraConfig, LossFnType, SamplingParams
     from tinker_async.data.paths import CheckpointPath, parse_path
@@ -62,7 +64,18 @@ if TYPE_CHECKING:
         TransportError,
         UnprocessableEntityError,
     )
-    from tinker_async.futures import APIFuture
+    from tinker_async.events import (
+        AttemptFailed,
+        BillingPaused,
+        Event,
+        EventStream,
+        HeartbeatMissed,
+        ModelPoisoned,
+        QueueStateChanged,
+        SubmissionsPaused,
+    )
+    from tinker_async.futures import APIFuture, QueueState
+    from tinker_async.many_samples import SampleOutcome, SampleOutcomes, SampleTask
     from tinker_async.rest import RestClient
     from tinker_async.sampling import SamplingClient
     from tinker_async.session import Session
@@ -70,7 +83,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api.retry": ("RetryPolicy",),
+    "background.health": ("SessionHealth", "SessionStatistics"),
     "data.datum": ("Datum",),
+    "data.handles": ("SamplerHandle",),
     "data.model_input": ("EncodedTextChunk", "ModelInput"),
     "data.params": ("AdamParams", "LoraConfig", "LossFnType", "SamplingParams"),
     "data.paths": ("CheckpointPath", "parse_path"),
@@ -121,7 +136,18 @@ _HOMES = {
         "TransportError",
         "UnprocessableEntityError",
     ),
-    "futures": ("APIFuture",),
+    "events": (
+        "AttemptFailed",
+        "BillingPaused",
+        "Event",
+        "EventStream",
+        "HeartbeatMissed",
+        "ModelPoisoned",
+        "QueueStateChanged",
+        "SubmissionsPaused",
+    ),
+    "futures": ("APIFuture", "QueueState"),
+    "many_samples": ("SampleOutcome", "SampleOutcomes", "SampleTask"),
     "rest": ("RestClient",),
     "sampling": ("SamplingClient",),
     "session": ("Session",),
@@ -134,9 +160,11 @@ __all__ = (
     "APIFuture",
     "APIStatusError",
     "AdamParams",
+    "AttemptFailed",
     "AuthenticationError",
     "BadRequestError",
     "BillingError",
+    "BillingPaused",
     "Checkpoint",
     "CheckpointPath",
     "ConfigError",
@@ -145,10 +173,13 @@ __all__ = (
     "Datum",
     "EncodedTextChunk",
     "EngineStartError",
+    "Event",
+    "EventStream",
     "ForwardBackwardOutput",
     "GetInfoResponse",
     "GetServerCapabilitiesResponse",
     "GoneError",
+    "HeartbeatMissed",
     "InternalServerError",
     "InvalidInputError",
     "LoadWeightsResponse",
@@ -156,6 +187,7 @@ __all__ = (
     "LossFnType",
     "MissingExtraError",
     "ModelInput",
+    "ModelPoisoned",
     "ModelPoisonedError",
     "NotFoundError",
     "OperationWithdrawnError",
@@ -164,21 +196,30 @@ __all__ = (
     "PermissionDeniedError",
     "PromiseLostError",
     "ProtocolError",
+    "QueueState",
+    "QueueStateChanged",
     "RateLimitError",
     "RequestFailedError",
     "RequestTimeoutError",
     "ResponseError",
     "RestClient",
     "RetryPolicy",
+    "SampleOutcome",
+    "SampleOutcomes",
     "SampleResponse",
+    "SampleTask",
     "SampledSequence",
+    "SamplerHandle",
     "SamplingClient",
     "SamplingParams",
     "SaveWeightsForSamplerResponse",
     "SaveWeightsResponse",
     "Session",
     "SessionClosedError",
+    "SessionHealth",
     "SessionLostError",
+    "SessionStatistics",
+    "SubmissionsPaused",
     "SupportedModel",
     "TensorData",
     "TinkerError",

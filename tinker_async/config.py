@@ -89,10 +89,18 @@ def check_base_url(url: str) -> str:
     except ValueError:
         sound = False
     else:
-        sound = sound and not (parts.query or parts.fragment or parts.username)
+        sound = sound and not (parts.query or parts.fragment or "@" in parts.netloc)
     if not sound:
         raise ConfigError(
-            f"base_url {url!r} is not a server's address",
+            f"base_url {_without_secrets(url)!r} is not a server's address",
             hint="the form is https://host[:port][/path], without query or user name",
         )
     return url.rstrip("/")
+
+
+def _without_secrets(url: str) -> str:
+    """Return a refused URL as far as it may be shown: no user name, password or query."""
+    scheme, mark, rest = url.partition("://")
+    rest = rest if mark else scheme
+    shown = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
+    return f"{scheme}://{shown}" if mark else shown

@@ -20,6 +20,16 @@ class TinkerError(Exception):
     """The server's own verdict (`x-should-retry`), which beats `retryable`."""
     delivery_in_doubt: bool = False
     """Whether the failed request may have had its effect on the server all the same."""
+    operation: str | None = None
+    """The public method whose call ended in this error."""
+    request_id: str | None = None
+    """The server's id of that call's request, where it had accepted one."""
+    attempts: int | None = None
+    """Requests that were sent for the call, polls not counted."""
+    queue_state: str | None = None
+    """What the server last said of the request's place in its queue."""
+    silent_s: float | None = None
+    """Seconds from the server's last answer to a request of this call to the error."""
 
     def __init__(self, message: str, *, hint: str | None = None, **facts: Any) -> None:
         super().__init__(message)
@@ -32,9 +42,26 @@ class TinkerError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
+    def add_context(self, **known: str | float | None) -> None:
+        """Set facts of the call (`operation`, `attempts`, ...) that are not set already."""
+        for name, value in known.items():
+            if value is not None and getattr(self, name) is None:
+                setattr(self, name, value)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        verdicts = (self.should_retry, self.delivery_in_doubt)
-        return _rebuild, (type(self), self.message, self.hint, self._facts, verdicts)
+        context = {name: getattr(self, name) for name in _CONTEXT if name in self.__dict__}
+        return _rebuild, (type(self), self.message, self.hint, self._facts, context)
+
+
+_CONTEXT = (
+    "should_retry",
+    "delivery_in_doubt",
+    "operation",
+    "request_id",
+    "attempts",
+    "queue_state",
+    "silent_s",
+)
 
 
 def _rebuild(
@@ -42,10 +69,11 @@ def _rebuild(
     message: str,
     hint: str | None,
     facts: dict[str, Any],
-    verdicts: tuple[bool | None, bool],
+    context: dict[str, Any],
 ) -> TinkerError:
     error = cls(message, hint=hint, **facts)
-    error.should_retry, error.delivery_in_doubt = verdicts
+    for name, value in context.items():
+        setattr(error, name, value)
     return error
 
 
@@ -212,10 +240,38 @@ class SessionLostError(SessionClosedError):
 
 
 class ModelPoisonedError(TinkerError):
-    """An earlier request of this model was lost, so later ones cannot be ordered.
+    """A request of this model was lost, so later ones cannot be ordered.
 
-    The lost request's own error is the `__cause__`.
+    The lost one is the first: `lost_operation` and `lost_seq_id` say which, `lost_error` (a
+    class's name) and `lost_message` how. Its own error is the `__cause__`.
     """
+
+    model_id: str
+    lost_operation: str
+    lost_seq_id: int
+    lost_error: str
+    lost_message: str
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model_id: str,
+        lost_operation: str,
+        lost_seq_id: int,
+        lost_error: str,
+        lost_message: str,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            hint=hint,
+            model_id=model_id,
+            lost_operation=lost_operation,
+            lost_seq_id=lost_seq_id,
+            lost_error=lost_error,
+            lost_message=lost_message,
+        )
 
 
 class EngineStartError(TinkerError):

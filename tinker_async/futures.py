@@ -6,17 +6,39 @@ Cancelling a task that waits for it leaves the operation alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
+import msgspec
 
+from tinker_async.api.progress import Progress
 from tinker_async.errors import OperationWithdrawnError, RequestTimeoutError
 
 T = TypeVar("T")
 
 
-class APIFuture(Generic[T]):
+class QueueState(msgspec.Struct, frozen=True):
+    """What the server said of an operation's place in its queue."""
+
+    state: str
+    """`active`, `paused_capacity`, `paused_rate_limit`, or what a newer server wrote."""
+    reason: str | None
+    since: float
+    """`anyio.current_time()` of the change."""
+
+
+class _Link:
+    """A state and the one that followed, so that each reader goes on from where it is."""
+
+    __slots__ = ("next", "state")
+
+    def __init__(self, state: QueueState) -> None:
+        self.state = state
+        self.next: _Link | None = None
+
+
+class APIFuture(Progress, Generic[T]):
     """The result of an operation in a training queue.
 
     Made by client methods, at once and in call order. `await future` gives the value
@@ -24,29 +46,22 @@ class APIFuture(Generic[T]):
     """
 
     __slots__ = (
+        "_changed",
         "_done",
         "_error",
+        "_last_state",
         "_observed",
         "_on_settled",
+        "_results_scope",
         "_value",
         "_waiters",
-        "operation",
-        "queue_state",
-        "queue_state_reason",
-        "request_id",
         "sent",
     )
 
     _value: T
 
     def __init__(self, operation: str) -> None:
-        self.operation = operation
-        """Name of the operation, such as `forward_backward`."""
-        self.request_id: str | None = None
-        """The server's id of the (first) request, once it was accepted."""
-        self.queue_state: str | None = None
-        """What the server last said: `active`, `paused_capacity`, `paused_rate_limit`."""
-        self.queue_state_reason: str | None = None
+        super().__init__(operation)
         self.sent = False
         """Whether the operation was (perhaps) sent: then it cannot be withdrawn."""
         self._error: BaseException | None = None
@@ -54,6 +69,9 @@ class APIFuture(Generic[T]):
         self._observed = False
         self._waiters: anyio.Event | None = None
         self._on_settled: Callable[[APIFuture[Any]], None] | None = None
+        self._last_state: _Link | None = None
+        self._changed: anyio.Event | None = None
+        self._results_scope: anyio.CancelScope | None = None
 
     @property
     def done(self) -> bool:
@@ -108,6 +126,42 @@ class APIFuture(Generic[T]):
             raise self._error
         return self._value
 
+    def queue_states(self) -> AsyncIterator[QueueState]:
+        """Iterate over what the server says of this operation's place in its queue.
+
+        The present state comes first, then each change once; the end comes when the operation is
+        settled. Any number of iterators may be open, and none has to be closed.
+        """
+        return _QueueStates(self)
+
+    def note_queue_state(self, state: str, reason: str | None) -> bool:
+        """Record what the server said; return whether it is something new."""
+        if not super().note_queue_state(state, reason):
+            return False
+        link = _Link(QueueState(state, reason, self.queue_state_since or 0.0))
+        if self._last_state is not None:
+            self._last_state.next = link
+        self._last_state = link
+        self._wake_readers()
+        return True
+
+    async def _change(self) -> None:
+        if self._changed is None:
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
+    def _wake_readers(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def while_wanted(self) -> anyio.CancelScope:
+        """Return a scope for the wait for results: settling the future from outside ends it."""
+        self._results_scope = anyio.CancelScope()
+        if self._done:
+            self._results_scope.cancel()
+        return self._results_scope
+
     def resolve(self, value: T) -> None:
         """Settle with a value; the first settlement counts."""
         if not self._done:
@@ -128,6 +182,9 @@ class APIFuture(Generic[T]):
         self._done = True
         if self._waiters is not None:
             self._waiters.set()
+        if self._results_scope is not None:
+            self._results_scope.cancel()
+        self._wake_readers()
         if self._on_settled is not None:
             self._on_settled(self)
 
@@ -146,3 +203,25 @@ class APIFuture(Generic[T]):
         state = "pending" if not self._done else ("failed" if self._error else "done")
         queue = f", {self.queue_state}" if self.queue_state and not self._done else ""
         return f"<APIFuture {self.operation}: {state}{queue}>"
+
+
+class _QueueStates:
+    """Reads the states of one future, from the present one on."""
+
+    def __init__(self, future: APIFuture[Any]) -> None:
+        self._future = future
+        self._at: _Link | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> QueueState:
+        future = self._future
+        while True:
+            link = future._last_state if self._at is None else self._at.next  # noqa: SLF001  # its own
+            if link is not None:
+                self._at = link
+                return link.state
+            if future.done:
+                raise StopAsyncIteration
+            await future._change()  # noqa: SLF001  # its own

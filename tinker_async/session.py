@@ -8,104 +8,42 @@ then (for `Session.local`) the engine's process.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
-import anyio.abc
-import msgspec
 
 from tinker_async.api import endpoints
-from tinker_async.api.calls import Caller, decode_json
-from tinker_async.api.handshake import ask_limits, ask_switches, open_session
-from tinker_async.api.promises import RETRIEVE_JSON, retrieve
+from tinker_async.api.calls import Caller
+from tinker_async.api.handshake import about_session, ask_limits, ask_switches, open_session
+from tinker_async.api.progress import DEFAULT, Timeout, check_least, check_timeout
 from tinker_async.api.retry import RetryPolicy
-from tinker_async.background.compression import compression_if
-from tinker_async.background.heartbeat import Heartbeat
-from tinker_async.background.sampling_pool import SamplingPool, SamplingStatistics
-from tinker_async.background.training_queue import Lane
-from tinker_async.config import SDK_VERSION, Config, resolve_config
+from tinker_async.background.health import SessionHealth, SessionStatistics
+from tinker_async.config import Config, resolve_config
+from tinker_async.data.handles import SamplerHandle
 from tinker_async.data.params import LoraConfig
-from tinker_async.data.paths import PREFIX, parse_path
-from tinker_async.data.results import (
-    GetServerCapabilitiesResponse,
-    LoadWeightsResponse,
-    WeightsInfoResponse,
-)
-from tinker_async.errors import (
-    APIStatusError,
-    BadRequestError,
-    ConfigError,
-    InvalidInputError,
-    SessionClosedError,
-    SessionLostError,
-    TinkerError,
-    UnprocessableEntityError,
-)
-from tinker_async.futures import APIFuture
-from tinker_async.logs import log
+from tinker_async.data.results import GetServerCapabilitiesResponse
+from tinker_async.errors import ConfigError, SessionClosedError
+from tinker_async.events import EventHook, Events, EventStream
 from tinker_async.lone_errors import lone_errors
+from tinker_async.parts import Ending, Parts
 from tinker_async.rest import RestClient
 from tinker_async.sampling import SamplingClient
 from tinker_async.training import TrainingClient
-from tinker_async.transport.lanes import TransportStatistics
 from tinker_async.transport.opening import OpenTransport, open_transport
-from tinker_async.wire import json as wire_json
-from tinker_async.wire.messages import (
-    ClientConfigResponse,
-    CreateModelRequest,
-    CreateModelResponse,
-    CreateSamplingSessionRequest,
-    CreateSamplingSessionResponse,
-    CreateSessionRequest,
-    DynamicConfigResponse,
-    FinishReason,
-    FinishSessionRequest,
-    LoadWeightsRequest,
-    UntypedAPIFuture,
-    WeightsInfoRequest,
-)
+from tinker_async.wire.messages import DynamicConfigResponse
 
 if TYPE_CHECKING:
     import ssl
 
-_FINISH_GRACE_S = 5.0
 _HEARTBEAT_S = 10.0
-_SHORTEST_REFRESH_S = 10.0
-
-
-class SessionStatistics(msgspec.Struct, frozen=True):
-    """Figures of an open session."""
-
-    transport: TransportStatistics
-    sampling: SamplingStatistics
-    seconds_since_heartbeat: float
-
-
-class _Parts:
-    """What exists only while the block is open."""
-
-    def __init__(
-        self,
-        transport: OpenTransport,
-        caller: Caller,
-        limits: ClientConfigResponse,
-        tasks: anyio.abc.TaskGroup,
-        session_id: str,
-    ) -> None:
-        self.transport = transport
-        self.caller = caller
-        self.limits = limits
-        self.tasks = tasks
-        self.session_id = session_id
-        self.pool = SamplingPool(caller, limits)
-        self.compression = compression_if(limits.proto_compress_fwdbwd)
-        self.lanes: dict[str, Lane] = {}
-        self.heartbeat = Heartbeat(caller, session_id, period_s=_HEARTBEAT_S)
-        self.next_model = 0
-        self.next_sampler = 0
 
 
 class Session(anyio.AsyncContextManagerMixin):
@@ -127,7 +65,19 @@ class Session(anyio.AsyncContextManagerMixin):
         user_metadata: Anything JSON, kept with the session.
         project_id: The project to charge; default `TINKER_PROJECT_ID`.
         display_name: A name for people.
-        retry: When to repeat failed requests.
+        retry: When to repeat failed requests; a call can bring a policy of its own.
+        timeout: How long a call may take that says nothing of its own, in seconds; None is no
+            limit. It covers all waiting: in line, for a connection, between repetitions, for
+            the result.
+        on_event: Called with each event, as it happens; must not wait.
+        silence_limit_s: How long a result is waited for while the server answers nothing at all,
+            not even heartbeats, in seconds; None is no limit. While anything is answered, an
+            operation counts as queued, for as long as that takes.
+        billing_pause_s: How long requests that are answered 402 are repeated, in seconds from
+            the first one; 0 repeats none.
+        check_inputs: Check arguments here before anything is sent: keys, shapes, numbers, and
+            lengths against what the server says of its models.
+        max_samples_in_flight: A limit of samples under way, below the server's own.
         grace_s: How long queued operations may take to finish when the block ends
             normally, in seconds.
         http2: Speak HTTP/2 (True), HTTP/1.1 (False), or let TLS negotiate (None; plain
@@ -150,26 +100,35 @@ class Session(anyio.AsyncContextManagerMixin):
         project_id: str | None = None,
         display_name: str | None = None,
         retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        on_event: EventHook | None = None,
+        silence_limit_s: float | None = 300.0,
+        billing_pause_s: float = 0.0,
+        check_inputs: bool = True,
+        max_samples_in_flight: int | None = None,
         grace_s: float = 600.0,
         http2: bool | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._config: Config | None = resolve_config(base_url, api_key)
         self._open_engine: Callable[[], Any] | None = None
-        self._about = CreateSessionRequest(
-            tags=list(tags) if tags is not None else _tags_from_environment(),
-            user_metadata=dict(user_metadata or {}),
-            sdk_version=SDK_VERSION,
-            project_id=_given(project_id or _environment("TINKER_PROJECT_ID")),
-            display_name=_given(display_name),
-        )
+        self._about = about_session(tags, user_metadata, project_id, display_name)
         self._policy = retry or RetryPolicy()
+        self._timeout_s = check_timeout(timeout)
+        self._silence_limit_s = check_timeout(silence_limit_s, field="silence_limit_s")
+        self._billing_pause_s = check_least(billing_pause_s, 0, field="billing_pause_s")
+        self._check_inputs = check_inputs
+        self._max_samples = max_samples_in_flight
+        if max_samples_in_flight is not None:
+            check_least(max_samples_in_flight, 1, field="max_samples_in_flight")
+        self._events = Events(on_event)
         self._grace_s = grace_s
-        self._http2 = http2
-        self._ssl_context = ssl_context
-        self._parts: _Parts | None = None
+        # The seam for `tinker_async.testing`, which needs no socket.
+        self._open_transport: Callable[[str], AbstractAsyncContextManager[OpenTransport]] = partial(
+            open_transport, ssl_context=ssl_context, http2=http2
+        )
+        self._parts: Parts | None = None
         self._ended: SessionClosedError | None = None
-        self._unobserved: list[APIFuture[Any]] = []
 
     @classmethod
     def local(
@@ -181,6 +140,11 @@ class Session(anyio.AsyncContextManagerMixin):
         dtype: str = "float32",
         progress: Callable[[str], None] | None = None,
         retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        on_event: EventHook | None = None,
+        silence_limit_s: float | None = 300.0,
+        check_inputs: bool = True,
+        max_samples_in_flight: int | None = None,
         grace_s: float = 600.0,
     ) -> Session:
         """Make a session with an engine of its own, in a process that ends with the block.
@@ -194,14 +158,30 @@ class Session(anyio.AsyncContextManagerMixin):
             threads: Of torch; None takes all cores.
             dtype: Of the base weights: `float32` or `bfloat16`.
             progress: Called with each line that tells how starting goes.
-            retry: As for `Session`.
-            grace_s: As for `Session`.
+            retry: As for `Session`, like all that follow.
+            timeout: For calls that say nothing of their own.
+            on_event: Called with each event.
+            silence_limit_s: How long the engine may answer nothing at all.
+            check_inputs: Check arguments before they are sent.
+            max_samples_in_flight: A limit of samples under way.
+            grace_s: How long queued operations may take when the block ends.
         """
         from pathlib import Path  # noqa: PLC0415  # needed for engines alone
 
         from tinker_async.local.process import local_engine  # noqa: PLC0415  # extra `local`
 
-        session = cls("http://127.0.0.1", "tml-local", retry=retry, grace_s=grace_s, http2=True)
+        session = cls(
+            "http://127.0.0.1",
+            "tml-local",
+            retry=retry,
+            timeout=timeout,
+            on_event=on_event,
+            silence_limit_s=silence_limit_s,
+            check_inputs=check_inputs,
+            max_samples_in_flight=max_samples_in_flight,
+            grace_s=grace_s,
+            http2=True,
+        )
         session._config = None
         session._open_engine = partial(
             local_engine,
@@ -229,98 +209,75 @@ class Session(anyio.AsyncContextManagerMixin):
                 config = resolve_config(engine.url, engine.api_key)
             if config is None:
                 raise ConfigError("the session has no server")
-            transport = await stack.enter_async_context(
-                open_transport(config.base_url, ssl_context=self._ssl_context, http2=self._http2)
-            )
-            caller = Caller(transport, config, self._policy)
+            transport = await stack.enter_async_context(self._open_transport(config.base_url))
+            caller = self._caller(transport, config)
             limits, dynamic = await ask_limits(caller), await ask_switches(caller)
             session_id = await open_session(caller, self._about)
-            stack.push_async_callback(self._say_how_it_ended, caller, session_id)
+            ending = Ending(caller, session_id)
+            stack.push_async_callback(ending.tell)
             with lone_errors():
                 async with anyio.create_task_group() as tasks:
-                    self._parts = _Parts(transport, caller, limits, tasks, session_id)
+                    self._parts = parts = Parts(
+                        session_id,
+                        base_url=config.base_url,
+                        transport=transport,
+                        caller=caller,
+                        limits=limits,
+                        tasks=tasks,
+                        is_open=self._open_parts,
+                        check_inputs=self._check_inputs,
+                        max_samples=self._max_samples,
+                        heartbeat_s=_HEARTBEAT_S,
+                    )
+                    ending.last_words = parts.pool.flush_cancels
                     if engine is not None:
-                        tasks.start_soon(_watch, engine.process)
-                    async with self._background(self._parts, dynamic):
+                        tasks.start_soon(parts.watch_process, engine.process)
+                    async with self._background(parts, dynamic, ending):
                         try:
                             yield self
                         except BaseException as error:
                             left = error
                             raise
-            self._raise_unobserved()
+            parts.unobserved.raise_all()
         if left is not None:
             # asyncio cancelled our caller's task (Ctrl-C does) while scopes of ours were
             # ending, and one of them took the cancellation for its own.
             raise left
 
-    _how: tuple[str, str | None] = ("success", None)
+    def _caller(self, transport: OpenTransport, config: Config) -> Caller:
+        return Caller(
+            transport,
+            config,
+            self._policy,
+            events=self._events,
+            timeout_s=self._timeout_s,
+            silence_limit_s=self._silence_limit_s,
+            billing_pause_s=self._billing_pause_s,
+        )
 
     @asynccontextmanager
     async def _background(
-        self, parts: _Parts, dynamic: DynamicConfigResponse
+        self, parts: Parts, dynamic: DynamicConfigResponse, ending: Ending
     ) -> AsyncGenerator[None]:
         """Run the session's own tasks around the user's block, and end them in order."""
-        parts.pool.cancel_enabled = dynamic.sample_cancel_enabled
-        parts.tasks.start_soon(parts.heartbeat.run)
-        parts.tasks.start_soon(parts.pool.drain_cancels)
-        parts.tasks.start_soon(self._refresh_config, parts, dynamic.refresh_interval_sec)
+        parts.start(dynamic)
         reason = SessionClosedError("the session's block has ended")
         try:
             yield
             with anyio.move_on_after(self._grace_s):
-                for lane in list(parts.lanes.values()):
-                    await lane.wait_idle()
+                await parts.wait_idle()
         except Exception as error:
-            self._how = ("errored", f"{type(error).__name__}: {error}"[:500])
+            ending.how = ("errored", f"{type(error).__name__}: {error}"[:500])
             raise
         except BaseException as error:
-            self._how = ("interrupted", type(error).__name__)
+            ending.how = ("interrupted", type(error).__name__)
             raise
         finally:
             self._ended = reason
-            for lane in parts.lanes.values():
-                lane.close(reason)
-            parts.tasks.cancel_scope.cancel()
+            parts.close(reason)
+            self._events.end()
 
-    async def _say_how_it_ended(self, caller: Caller, session_id: str) -> None:
-        """Tell the server; shielded and bounded, and never an error of its own."""
-        kind, detail = self._how
-        body = FinishSessionRequest(reason=FinishReason(type=kind), detail=detail)
-        with anyio.move_on_after(_FINISH_GRACE_S, shield=True):
-            try:
-                if self._parts is not None:
-                    await self._parts.pool.flush_cancels()
-                await caller.once(endpoints.finish(session_id), (wire_json.encode(body),))
-            except TinkerError as error:
-                log.debug("finish_not_told", error=type(error).__name__)
-
-    async def _refresh_config(self, parts: _Parts, interval_s: float) -> None:
-        while True:
-            await anyio.sleep(max(interval_s, _SHORTEST_REFRESH_S))
-            try:
-                config = await ask_switches(parts.caller)
-            except TinkerError as error:
-                log.info("config_not_refreshed", error=type(error).__name__)
-            else:
-                parts.pool.cancel_enabled = config.sample_cancel_enabled
-                interval_s = config.refresh_interval_sec
-
-    def _note_settled(self, future: APIFuture[Any]) -> None:
-        if future.failed_unobserved:
-            log.warning(
-                "operation_failed", operation=future.operation, error=future.describe_error()
-            )
-            self._unobserved.append(future)
-
-    def _raise_unobserved(self) -> None:
-        failed = [future for future in self._unobserved if future.failed_unobserved]
-        errors = [error for future in failed if (error := future.error) is not None]
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise BaseExceptionGroup("operations failed that nobody awaited", errors)
-
-    def _open_parts(self) -> _Parts:
+    def _open_parts(self) -> Parts:
         if self._ended is not None:
             raise SessionClosedError(
                 "the session has ended", hint="do the work inside its `async with` block"
@@ -345,17 +302,34 @@ class Session(anyio.AsyncContextManagerMixin):
 
     def statistics(self) -> SessionStatistics:
         """Return what is under way now."""
-        parts = self._open_parts()
-        return SessionStatistics(
-            transport=parts.transport.statistics(),
-            sampling=parts.pool.statistics(),
-            seconds_since_heartbeat=anyio.current_time() - parts.heartbeat.last_beat,
-        )
+        return self._open_parts().statistics()
 
-    async def get_server_capabilities(self) -> GetServerCapabilitiesResponse:
+    def health(self) -> SessionHealth:
+        """Return how the session is doing, at once; also after the server ended it."""
+        parts = self._parts if self._parts is not None and self._parts.lost else None
+        return (parts or self._open_parts()).health()
+
+    def events(self) -> AbstractContextManager[EventStream]:
+        """Open a stream of what happens from now on; it ends with the session.
+
+        `with session.events() as stream: async for event in stream: ...`. Any number may be
+        open. A stream that nobody reads drops its oldest events, and counts them.
+        """
+        return self._events.stream()
+
+    async def get_server_capabilities(
+        self,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
+    ) -> GetServerCapabilitiesResponse:
         """Return the base models the server offers, with their context lengths."""
-        return await self._open_parts().caller.call_json(
-            endpoints.CAPABILITIES, answer=GetServerCapabilitiesResponse
+        return await self._open_parts().caller.ask(
+            "get_server_capabilities",
+            endpoints.CAPABILITIES,
+            answer=GetServerCapabilitiesResponse,
+            timeout=timeout,
+            retry=retry,
         )
 
     async def create_lora_training_client(
@@ -367,14 +341,18 @@ class Session(anyio.AsyncContextManagerMixin):
         train_attn: bool = True,
         train_unembed: bool = True,
         user_metadata: Mapping[str, str] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
     ) -> TrainingClient:
         """Create a LoRA model on a base model and return the client that trains it.
 
         Raises:
             InvalidInputError: Rank or switches make no adapter.
             BadRequestError: The server has no such base model.
+            RequestTimeoutError: The time is over; the model may have been made.
         """
-        parts = self._open_parts()
+        trainers = self._open_parts().trainers
         lora = LoraConfig(
             rank=rank,
             seed=seed,
@@ -382,34 +360,16 @@ class Session(anyio.AsyncContextManagerMixin):
             train_attn=train_attn,
             train_unembed=train_unembed,
         )
-        if not base_model:
-            raise InvalidInputError("base_model is empty", field="base_model")
         metadata = dict(user_metadata) if user_metadata else None
-        return await self._create_model(parts, base_model, lora, metadata)
-
-    async def _create_model(
-        self,
-        parts: _Parts,
-        base_model: str,
-        lora: LoraConfig,
-        metadata: dict[str, str] | None,
-    ) -> TrainingClient:
-        number, parts.next_model = parts.next_model, parts.next_model + 1
-        request = CreateModelRequest(
-            session_id=parts.session_id,
-            model_seq_id=number,
-            base_model=base_model,
-            lora_config=lora,
-            user_metadata=metadata,
-        )
-        promise = await parts.caller.call_json(
-            endpoints.CREATE_MODEL, request, answer=UntypedAPIFuture
-        )
-        created = await self._await_json(parts, promise.request_id, CreateModelResponse)
-        return self._training_client(parts, created.model_id)
+        return await trainers.create(base_model, lora, metadata, timeout=timeout, retry=retry)
 
     async def create_training_client_from_state(
-        self, path: str, user_metadata: Mapping[str, str] | None = None
+        self,
+        path: str,
+        user_metadata: Mapping[str, str] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
     ) -> TrainingClient:
         """Create a model from a checkpoint of `save_state`, with a fresh optimizer.
 
@@ -417,10 +377,21 @@ class Session(anyio.AsyncContextManagerMixin):
             InvalidInputError: Not the path of a training checkpoint.
             RequestFailedError, NotFoundError: The server has no such checkpoint.
         """
-        return await self._from_state(path, user_metadata, optimizer=False)
+        return await self._open_parts().trainers.create_from_state(
+            path,
+            dict(user_metadata) if user_metadata else None,
+            optimizer=False,
+            timeout=timeout,
+            retry=retry,
+        )
 
     async def create_training_client_from_state_with_optimizer(
-        self, path: str, user_metadata: Mapping[str, str] | None = None
+        self,
+        path: str,
+        user_metadata: Mapping[str, str] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
     ) -> TrainingClient:
         """Create a model from a checkpoint of `save_state`, optimizer state included.
 
@@ -428,162 +399,61 @@ class Session(anyio.AsyncContextManagerMixin):
             InvalidInputError: Not the path of a training checkpoint.
             RequestFailedError, NotFoundError: The server has no such checkpoint.
         """
-        return await self._from_state(path, user_metadata, optimizer=True)
-
-    async def _from_state(
-        self, path: str, user_metadata: Mapping[str, str] | None, *, optimizer: bool
-    ) -> TrainingClient:
-        parts = self._open_parts()
-        parse_path(path, expect="training")
-        metadata = dict(user_metadata) if user_metadata else None
-        number = parts.next_model
-        request = LoadWeightsRequest(
-            path=path,
-            optimizer=optimizer,
-            session_id=parts.session_id,
-            model_seq_id=number,
-            user_metadata=metadata,
+        return await self._open_parts().trainers.create_from_state(
+            path,
+            dict(user_metadata) if user_metadata else None,
+            optimizer=True,
+            timeout=timeout,
+            retry=retry,
         )
-        parts.next_model += 1
-        try:
-            promise = await parts.caller.call_json(
-                endpoints.LOAD_WEIGHTS, request, answer=UntypedAPIFuture
-            )
-        except (BadRequestError, UnprocessableEntityError) as error:
-            client = await self._create_then_load(path, metadata, optimizer=optimizer)
-            if client is None:
-                raise
-            log.info("created_then_loaded", reason=error.detail)
-            return client
-        loaded = await self._await_json(parts, promise.request_id, LoadWeightsResponse)
-        model_id = loaded.model_id or f"{parts.session_id}:train:{number}"
-        return self._training_client(parts, model_id)
-
-    async def _create_then_load(
-        self, path: str, metadata: dict[str, str] | None, *, optimizer: bool
-    ) -> TrainingClient | None:
-        """The older way: look the checkpoint up, create a model, load into it.
-
-        Returns:
-            None where the server does not have this way (or this checkpoint) either.
-        """
-        parts = self._open_parts()
-        try:
-            info = await parts.caller.call_json(
-                endpoints.WEIGHTS_INFO,
-                WeightsInfoRequest(tinker_path=path),
-                answer=WeightsInfoResponse,
-            )
-        except APIStatusError:
-            return None
-        switches = {
-            name: value
-            for name in ("train_mlp", "train_attn", "train_unembed")
-            if (value := getattr(info, name)) is not None
-        }
-        lora = LoraConfig(rank=info.lora_rank or 32, **switches)
-        client = await self._create_model(parts, info.base_model, lora, metadata)
-        await client._load(path, optimizer=optimizer)  # noqa: SLF001  # its own family
-        return client
 
     async def create_sampling_client(
-        self, model_path: str | None = None, base_model: str | None = None
+        self,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
     ) -> SamplingClient:
         """Make a client that samples from a checkpoint or from a base model.
 
         Args:
             model_path: `tinker://...` of `save_weights_for_sampler`.
             base_model: Or the name of a base model.
+            timeout: Seconds for all of it; default the session's.
+            retry: When to repeat; default the session's policy.
 
         Raises:
             InvalidInputError: Neither or both given, or not a checkpoint's path.
             BadRequestError, NotFoundError: The server does not have it.
         """
-        if (model_path is None) == (base_model is None):
-            raise InvalidInputError("give either model_path or base_model", field="model_path")
-        if model_path is not None and not model_path.startswith(PREFIX):
-            parse_path(model_path, field="model_path")
-        parts = self._open_parts()
-        number, parts.next_sampler = parts.next_sampler, parts.next_sampler + 1
-        request = CreateSamplingSessionRequest(
-            session_id=parts.session_id,
-            sampling_session_seq_id=number,
-            base_model=base_model,
-            model_path=model_path,
-        )
-        created = await parts.caller.call_json(
-            endpoints.CREATE_SAMPLING_SESSION, request, answer=CreateSamplingSessionResponse
-        )
-        return self._sampling_client(created.sampling_session_id, base_model, model_path)
+        samplers = self._open_parts().samplers
+        return await samplers.create(model_path, base_model, timeout=timeout, retry=retry)
 
-    def _sampling_client(
-        self, sampling_session_id: str, base_model: str | None, model_path: str | None
+    async def create_sampling_client_from_handle(
+        self,
+        handle: SamplerHandle,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
     ) -> SamplingClient:
-        parts = self._open_parts()
-        return SamplingClient(
-            sampling_session_id,
-            caller=parts.caller,
-            pool=parts.pool,
-            policy=self._policy,
-            base_model=base_model,
-            model_path=model_path,
-            is_open=self._open_parts,
-        )
+        """Make a client for the sampler of another process, from `SamplingClient.handle`.
 
-    def _training_client(self, parts: _Parts, model_id: str) -> TrainingClient:
-        lane = Lane(
-            model_id,
-            parts.caller,
-            self._policy,
-            on_settled=self._note_settled,
-            compression=parts.compression,
-        )
-        parts.lanes[model_id] = lane
-        parts.tasks.start_soon(lane.run)
+        Its requests share no number with those of other processes, so no sample is lost or given
+        to two. From a base model or a checkpoint, this session makes a sampler of its own, which
+        does not depend on the other session. A snapshot is shared and ends with the session that
+        made it; numbers are the server's choice, or else drawn at random from 5e17.
 
-        def next_sampler() -> int:
-            number, parts.next_sampler = parts.next_sampler, parts.next_sampler + 1
-            return number
-
-        return TrainingClient(
-            lane,
-            caller=parts.caller,
-            limits=parts.limits,
-            next_sampler=next_sampler,
-            make_sampler=self._sampling_client,
-        )
-
-    async def _await_json(self, parts: _Parts, request_id: str, answer: type[Any]) -> Any:
-        result = await retrieve(
-            parts.caller, request_id, endpoint=RETRIEVE_JSON, policy=self._policy
-        )
-        return decode_json(result.body, answer, RETRIEVE_JSON.path)
+        Raises:
+            ConfigError: The handle is of a server with another URL.
+            NotFoundError, BadRequestError: The server does not have what it names. The
+                first sample from a snapshot raises NotFoundError or GoneError instead.
+        """
+        return await self._open_parts().samplers.open(handle, timeout=timeout, retry=retry)
 
     def __repr__(self) -> str:
         if self._ended is not None:
             return "<Session: ended>"
         if self._parts is None:
             return "<Session: not entered>"
-        return f"<Session {self._parts.session_id}: {len(self._parts.lanes)} training clients>"
-
-
-async def _watch(engine: anyio.abc.Process) -> None:
-    status = await engine.wait()
-    raise SessionLostError(
-        f"the embedded engine's process ended with status {status}",
-        hint="open a new session and continue from a checkpoint in data_dir",
-    )
-
-
-def _given(value: str | None) -> str | msgspec.UnsetType:
-    return msgspec.UNSET if value is None else value
-
-
-def _environment(name: str) -> str | None:
-    import os  # noqa: PLC0415  # read at call time only
-
-    return os.environ.get(name) or None
-
-
-def _tags_from_environment() -> list[str]:
-    return [tag.strip() for tag in (_environment("TINKER_TAGS") or "").split(",") if tag.strip()]
+        return f"<Session {self._parts.session_id}: {len(self._parts.trainers.lanes)} training clients>"

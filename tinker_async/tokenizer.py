@@ -15,7 +15,7 @@ import anyio.to_thread
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.api.retry import RetryPolicy
-from tinker_async.errors import APIStatusError, ConfigError, MissingExtraError
+from tinker_async.errors import APIStatusError, ConfigError, MissingExtraError, ResponseError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,6 +35,7 @@ async def load_tokenizer(
 
     Raises:
         ConfigError: It was not found; the message says where it was sought.
+        ResponseError: What the server sent is no tokenizer.
         MissingExtraError: The `tokenizers` library is not installed.
     """
     _check_installed()
@@ -45,7 +46,8 @@ async def load_tokenizer(
     except APIStatusError:
         name = hub_id(model_name, tokenizer_id)
         return await anyio.to_thread.run_sync(_from_hub, name, abandon_on_cancel=True)
-    return await anyio.to_thread.run_sync(_from_bytes, bytes(response.body))
+    endpoint = endpoints.tokenizer(model_name).path
+    return await anyio.to_thread.run_sync(_from_server, bytes(response.body), endpoint)
 
 
 def hub_id(model_name: str, tokenizer_id: str | None) -> str:
@@ -75,7 +77,21 @@ def _check_installed() -> None:
 def _from_bytes(data: bytes) -> Tokenizer:
     from tokenizers import Tokenizer  # noqa: PLC0415  # an optional extra, loaded on use
 
-    return Tokenizer.from_buffer(data)
+    try:
+        return Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises bare Exception for all failures
+        raise ValueError(f"not a tokenizer's file: {error}") from error
+
+
+def _from_server(data: bytes, endpoint: str) -> Tokenizer:
+    try:
+        return _from_bytes(data)
+    except ValueError as error:
+        raise ResponseError(
+            f"the tokenizer that the server sent is {error}",
+            endpoint=endpoint,
+            hint="pass folder= with a tokenizer.json",
+        ) from error
 
 
 def _from_folder(path: str | PathLike[str]) -> Tokenizer:
@@ -85,6 +101,8 @@ def _from_folder(path: str | PathLike[str]) -> Tokenizer:
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     try:
         return _from_bytes(file.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"folder: {file} is {error}") from error
     except OSError as error:
         raise ConfigError(
             f"folder: no tokenizer.json in {folder}",

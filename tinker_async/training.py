@@ -15,12 +15,20 @@ import msgspec
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, Endpoint, decode_json
+from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
 from tinker_async.api.promises import PATH as RETRIEVE_PATH
+from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.custom_loss import CustomLossOperation
-from tinker_async.background.training_queue import Lane, RequestsOperation, TrainingRequest
+from tinker_async.background.saves import SaveOperation
+from tinker_async.background.training_queue import (
+    Lane,
+    Operation,
+    RequestsOperation,
+    TrainingRequest,
+)
 from tinker_async.data.datum import Datum
 from tinker_async.data.params import AdamParams, LossFnType
-from tinker_async.data.paths import parse_path
+from tinker_async.data.paths import CheckpointPath, parse_path
 from tinker_async.data.results import (
     ForwardBackwardOutput,
     GetInfoResponse,
@@ -32,7 +40,7 @@ from tinker_async.data.results import (
 from tinker_async.errors import InvalidInputError, ResponseError
 from tinker_async.futures import APIFuture
 from tinker_async.losses import CustomLossFn, needs_torch
-from tinker_async.plan.checks import check_training_call
+from tinker_async.plan.checks import check_not_empty, check_training_call
 from tinker_async.plan.chunks import chunk_data
 from tinker_async.plan.merging import merge_outputs
 from tinker_async.sampling import SamplingClient
@@ -78,6 +86,11 @@ class TrainingClient:
     Operations run on the server in call order, whoever awaits them and when. A batch
     is cut by the server's limits and its results are merged. Every method raises
     `SessionClosedError` after the block and `ModelPoisonedError` after a lost request.
+
+    All operations take `timeout` (seconds from the call to the result; default the session's)
+    and `retry` (a policy of their own). When the time is over, the future fails with
+    `RequestTimeoutError`. An operation that was not sent is thereby withdrawn; one that was sent
+    is not taken back, and leaves no gap: the error's hint says which.
     """
 
     def __init__(
@@ -88,12 +101,16 @@ class TrainingClient:
         limits: ClientConfigResponse,
         next_sampler: Callable[[], int],
         make_sampler: Callable[[str, str | None, str | None], SamplingClient],
+        check_inputs: bool = True,
     ) -> None:
         self._lane = lane
         self._caller = caller
         self._limits = limits
         self._next_sampler = next_sampler
         self._make_sampler = make_sampler
+        self._check_inputs = check_inputs
+        self.context_length: int | None = None
+        """The most tokens that a datum may have; None where the server does not say."""
         self._info: GetInfoResponse | None = None
 
     @property
@@ -108,19 +125,25 @@ class TrainingClient:
         data: Sequence[Datum],
         loss_fn: LossFnType | str,
         loss_fn_config: LossConfig = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
         """Compute the loss and the log-probs of the targets, without gradients.
 
         Args and errors: as `forward_backward`.
         """
         requests = self._forward_backward(data, loss_fn, loss_fn_config, forward_only=True)
-        return self._queue("forward", requests, merge_outputs)
+        return self._queue("forward", requests, merge_outputs, timeout, retry)
 
     def forward_backward(
         self,
         data: Sequence[Datum],
         loss_fn: LossFnType | str,
         loss_fn_config: LossConfig = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
         """Compute the loss, and add its gradients to those of the next `optim_step`.
 
@@ -133,16 +156,23 @@ class TrainingClient:
             loss_fn: `cross_entropy`, `importance_sampling`, `ppo`, `cispo`, `dro`, or
                 a name that the server knows.
             loss_fn_config: Settings of the loss, such as `clip_low_threshold`.
+            timeout: As for all operations of this client.
+            retry: As for all operations of this client.
 
         Raises:
             InvalidInputError: At once, when the data cannot be right.
             RequestFailedError: From the future, when the server refuses the data.
         """
         requests = self._forward_backward(data, loss_fn, loss_fn_config, forward_only=False)
-        return self._queue("forward_backward", requests, merge_outputs)
+        return self._queue("forward_backward", requests, merge_outputs, timeout, retry)
 
     def forward_backward_custom(
-        self, data: Sequence[Datum], loss_fn: CustomLossFn
+        self,
+        data: Sequence[Datum],
+        loss_fn: CustomLossFn,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
         """Compute gradients of a loss of your own, written in torch (extra `torch`).
 
@@ -155,6 +185,8 @@ class TrainingClient:
             loss_fn: Called with the data and a list of float32 tensors of log-probs
                 (one per datum, in the shape of its `target_tokens`, requiring grad);
                 returns the scalar loss and a dict of metrics.
+            timeout: As for all operations of this client.
+            retry: As for all operations of this client.
 
         Raises:
             InvalidInputError: At once, when the data cannot be right.
@@ -162,15 +194,20 @@ class TrainingClient:
             InvalidInputError: From the future, when the loss is no scalar or does not
                 depend on all log-probs. What `loss_fn` raises leaves unchanged.
         """
-        check_training_call(data, "cross_entropy", None)
+        self._check(data, "cross_entropy", None)
         needs_torch()
-        operation = CustomLossOperation(data, loss_fn, self._plan_cross_entropy)
-        self._lane.submit(operation)
-        return operation.future
+        operation = CustomLossOperation(data, loss_fn, self._plan_cross_entropy, retry)
+        return self._submit(operation, timeout)
 
-    def optim_step(self, adam_params: AdamParams) -> APIFuture[OptimStepResponse]:
+    def optim_step(
+        self,
+        adam_params: AdamParams,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
+    ) -> APIFuture[OptimStepResponse]:
         """Apply the gathered gradients with AdamW and clear them."""
-        return self._queue("optim_step", [self._optim_step(adam_params)], _only)
+        return self._queue("optim_step", [self._optim_step(adam_params)], _only, timeout, retry)
 
     def train_step(
         self,
@@ -178,13 +215,17 @@ class TrainingClient:
         loss_fn: LossFnType | str,
         adam_params: AdamParams,
         loss_fn_config: LossConfig = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
     ) -> APIFuture[TrainStepResponse]:
         """`forward_backward` and `optim_step` as one operation with one result.
 
         Nothing can come between the two. Errors: as `forward_backward`.
         """
         requests = self._forward_backward(data, loss_fn, loss_fn_config, forward_only=False)
-        return self._queue("train_step", [*requests, self._optim_step(adam_params)], _train_step)
+        requests.append(self._optim_step(adam_params))
+        return self._queue("train_step", requests, _train_step, timeout, retry)
 
     def _optim_step(self, adam_params: AdamParams) -> TrainingRequest:
         body = partial(OptimStepRequest, model_id=self.model_id, adam_params=adam_params)
@@ -198,7 +239,7 @@ class TrainingClient:
         *,
         forward_only: bool,
     ) -> list[TrainingRequest]:
-        check_training_call(data, loss_fn, loss_fn_config)
+        self._check(data, loss_fn, loss_fn_config)
         chunks = chunk_data(
             data,
             max_len=self._limits.fwdbwd_max_chunk_len,
@@ -226,6 +267,12 @@ class TrainingClient:
             for chunk in chunks
         ]
 
+    def _check(self, data: Sequence[Datum], loss_fn: str, loss_fn_config: LossConfig) -> None:
+        if self._check_inputs:
+            check_training_call(data, loss_fn, loss_fn_config, longest=self.context_length)
+        else:
+            check_not_empty(data)
+
     def _plan_cross_entropy(
         self, data: Sequence[Datum], forward_only: bool
     ) -> list[TrainingRequest]:
@@ -239,16 +286,28 @@ class TrainingClient:
         ttl_seconds: int | None = None,
         overwrite: bool = False,
         user_metadata: Mapping[str, str] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
     ) -> APIFuture[SaveWeightsResponse]:
         """Save weights and optimizer; the result's `path` resumes training.
+
+        A save whose reply was lost is looked up: it is there once, and its path is the result.
 
         Args:
             name: Of the checkpoint; letters, digits, `.`, `_` and `-`.
             ttl_seconds: Delete it after so long (at least 3600); None keeps it.
             overwrite: Replace a checkpoint of this name.
             user_metadata: Kept with the checkpoint.
+            timeout: As for all operations of this client.
+            retry: As for all operations of this client.
+
+        Raises:
+            ConflictError: From the future, when there is a checkpoint of this name. Some servers
+                tell it as RequestFailedError.
         """
-        _check_save(name, ttl_seconds)
+        if self._check_inputs:
+            _check_save(name, ttl_seconds)
 
         body = partial(
             SaveWeightsRequest,
@@ -258,40 +317,63 @@ class TrainingClient:
             overwrite=overwrite,
             user_metadata=dict(user_metadata) if user_metadata else None,
         )
-        request = _json_request(endpoints.SAVE_WEIGHTS, body, SaveWeightsResponse)
-        return self._queue("save_state", [request], _only)
+        operation: SaveOperation[SaveWeightsResponse] = SaveOperation(
+            "save_state",
+            _json_request(endpoints.SAVE_WEIGHTS, body, SaveWeightsResponse),
+            CheckpointPath(self.model_id, "weights", name),
+            SaveWeightsResponse,
+            conflict_hint="pass overwrite=True, or choose another name",
+            policy=retry,
+        )
+        return self._submit(operation, timeout)
 
-    def load_state(self, path: str) -> APIFuture[LoadWeightsResponse]:
+    def load_state(
+        self,
+        path: str,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
+    ) -> APIFuture[LoadWeightsResponse]:
         """Load weights into this model, with a fresh optimizer.
 
         Servers may permit this only as a model's first operation; prefer
         `Session.create_training_client_from_state`.
         """
-        return self._load(path, optimizer=False)
+        request = self._load(path, optimizer=False)
+        return self._queue("load_state", [request], _only, timeout, retry)
 
-    def load_state_with_optimizer(self, path: str) -> APIFuture[LoadWeightsResponse]:
+    def load_state_with_optimizer(
+        self,
+        path: str,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
+    ) -> APIFuture[LoadWeightsResponse]:
         """Load weights and optimizer state into this model; otherwise as `load_state`."""
-        return self._load(path, optimizer=True)
+        request = self._load(path, optimizer=True)
+        return self._queue("load_state_with_optimizer", [request], _only, timeout, retry)
 
-    def _load(self, path: str, *, optimizer: bool) -> APIFuture[LoadWeightsResponse]:
-        parse_path(path, expect="training")
-
+    def _load(self, path: str, *, optimizer: bool) -> TrainingRequest:
+        if self._check_inputs:
+            parse_path(path, expect="training")
         body = partial(LoadWeightsRequest, path=path, optimizer=optimizer, model_id=self.model_id)
-        name = "load_state_with_optimizer" if optimizer else "load_state"
-        request = _json_request(endpoints.LOAD_WEIGHTS, body, LoadWeightsResponse)
-        return self._queue(name, [request], _only)
+        return _json_request(endpoints.LOAD_WEIGHTS, body, LoadWeightsResponse)
 
     def save_weights_for_sampler(
         self,
         name: str,
         ttl_seconds: int | None = None,
         user_metadata: Mapping[str, str] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
     ) -> APIFuture[SaveWeightsForSamplerResponse]:
         """Save the weights alone; the result's `path` makes sampling clients.
 
-        Args: as `save_state`.
+        Args and errors: as `save_state`.
         """
-        _check_save(name, ttl_seconds)
+        if self._check_inputs:
+            _check_save(name, ttl_seconds)
 
         body = partial(
             SaveWeightsForSamplerRequest,
@@ -300,12 +382,22 @@ class TrainingClient:
             ttl_seconds=ttl_seconds,
             user_metadata=dict(user_metadata) if user_metadata else None,
         )
-        request = _json_request(
-            endpoints.SAVE_WEIGHTS_FOR_SAMPLER, body, SaveWeightsForSamplerResponse
+        operation: SaveOperation[SaveWeightsForSamplerResponse] = SaveOperation(
+            "save_weights_for_sampler",
+            _json_request(endpoints.SAVE_WEIGHTS_FOR_SAMPLER, body, SaveWeightsForSamplerResponse),
+            CheckpointPath(self.model_id, "sampler_weights", name),
+            SaveWeightsForSamplerResponse,
+            conflict_hint="choose another name",
+            policy=retry,
         )
-        return self._queue("save_weights_for_sampler", [request], _only)
+        return self._submit(operation, timeout)
 
-    def save_weights_and_get_sampling_client(self) -> APIFuture[SamplingClient]:
+    def save_weights_and_get_sampling_client(
+        self,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
+    ) -> APIFuture[SamplingClient]:
         """Snapshot the weights as they are at this point of the queue, to sample from.
 
         The snapshot has no name and lives with the session; later training does not
@@ -329,44 +421,72 @@ class TrainingClient:
         request = _json_request(
             endpoints.SAVE_WEIGHTS_FOR_SAMPLER, body, SaveWeightsForSamplerResult
         )
-        return self._queue("save_weights_and_get_sampling_client", [request], make)
+        name = "save_weights_and_get_sampling_client"
+        return self._queue(name, [request], make, timeout, retry)
 
     # What it is
 
-    async def get_info(self) -> GetInfoResponse:
+    async def get_info(
+        self,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
+    ) -> GetInfoResponse:
         """Return what the model is; asked once, then remembered."""
         if self._info is None:
-            self._info = await self._caller.call_json(
-                endpoints.GET_INFO, ModelRequest(model_id=self.model_id), answer=GetInfoResponse
+            self._info = await self._caller.ask(
+                "get_info",
+                endpoints.GET_INFO,
+                ModelRequest(model_id=self.model_id),
+                answer=GetInfoResponse,
+                timeout=timeout,
+                retry=retry,
             )
         return self._info
 
-    async def get_tokenizer(self, folder: str | PathLike[str] | None = None) -> Tokenizer:
+    async def get_tokenizer(
+        self,
+        folder: str | PathLike[str] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
+    ) -> Tokenizer:
         """Return the model's tokenizer (extra `tokenizers`).
 
         Args:
             folder: Read `tokenizer.json` there. None asks the server, which works with
                 the embedded one, and then the Hugging Face cache and hub.
+            timeout: Seconds for all of it; default the session's.
+            retry: When to repeat; default the session's policy.
 
         Raises:
             ConfigError: It was found nowhere; the message says where it was sought.
             MissingExtraError: The `tokenizers` library is not installed.
         """
-        if folder is not None:
-            return await load_tokenizer(self._caller, "", folder=folder)
-        data = (await self.get_info()).model_data
-        return await load_tokenizer(
-            self._caller, data.model_name or "", tokenizer_id=data.tokenizer_id
-        )
+        progress = Progress("get_tokenizer")
+
+        async def work() -> Tokenizer:
+            if folder is not None:
+                return await load_tokenizer(self._caller, "", folder=folder)
+            data = (await self.get_info(timeout=None, retry=retry)).model_data
+            return await load_tokenizer(
+                self._caller, data.model_name or "", tokenizer_id=data.tokenizer_id
+            )
+
+        return await within(self._caller.limit_of(timeout), progress, work)
 
     def _queue(
         self,
         name: str,
         requests: list[TrainingRequest],
         merge: Callable[[list[Any]], Any],
+        timeout: Timeout,
+        retry: RetryPolicy | None,
     ) -> APIFuture[Any]:
-        operation: RequestsOperation[Any] = RequestsOperation(name, requests, merge)
-        self._lane.submit(operation)
+        return self._submit(RequestsOperation(name, requests, merge, retry), timeout)
+
+    def _submit(self, operation: Operation, timeout: Timeout) -> APIFuture[Any]:
+        self._lane.submit(operation, timeout)
         return operation.future
 
     def __repr__(self) -> str:

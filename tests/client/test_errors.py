@@ -14,6 +14,14 @@ EXAMPLES: dict[str, TinkerError] = {
     "ResponseError": errors.ResponseError("m", endpoint="/e"),
     "RequestFailedError": errors.RequestFailedError("m", category="user", request_id="r"),
     "PromiseLostError": errors.PromiseLostError("m", request_id="r"),
+    "ModelPoisonedError": errors.ModelPoisonedError(
+        "m",
+        model_id="s:train:0",
+        lost_operation="optim_step",
+        lost_seq_id=3,
+        lost_error="ProtocolError",
+        lost_message="broken",
+    ),
     "EngineStartError": errors.EngineStartError("m", detail="d"),
 }
 

@@ -295,7 +295,9 @@ async def test_a_sampler_needs_one_source_and_its_session(
     with anyio.fail_after(5):
         async with session:
             sampler = await sampler_of(session)
-            for arguments in ({}, {"base_model": "m", "model_path": "tinker://a/weights/b"}):
+            both = {"base_model": "m", "model_path": "tinker://a/weights/b"}
+            choices: list[dict[str, Any]] = [{}, both]
+            for arguments in choices:
                 with pytest.raises(InvalidInputError):
                     await session.create_sampling_client(**arguments)
             with pytest.raises(InvalidInputError, match="tinker://"):

@@ -570,7 +570,7 @@ async def test_not_yet_answers_are_polled_again_and_show_the_queue_state(
             assert (await future).metrics == {"lr": 0.5}
 
     assert answers == []
-    assert (future.queue_state, future.queue_state_reason) == ("paused_rate_limit", "busy")
+    assert (future.queue_state, future.queue_state_reason) == ("active", None)
 
 
 @pytest.mark.parametrize("status", [400, 422, 409])

@@ -24,7 +24,7 @@ COMMANDS = ((), ("demo",), ("serve",))
 COLUMNS = 80
 
 CLIENTS = ("Session", "TrainingClient", "SamplingClient", "RestClient", "APIFuture")
-HIDDEN_METHODS = {"resolve", "fail", "on_settled"}
+HIDDEN_METHODS = {"resolve", "fail", "on_settled", "while_wanted", "note_queue_state"}
 """Public for the parts of the session, not for users."""
 
 
@@ -151,6 +151,7 @@ def _names(belongs: Callable[[object], bool]) -> str:
 
 
 _VALUES = {
+    "Event": "Any of the events that a session tells of.",
     "LossFnType": "The names of losses that the protocol knows; a server may know more.",
     "__version__": "The version of this package.",
 }

@@ -241,9 +241,9 @@ BAD_DATA: list[tuple[str, Datum, str, Any, str]] = [
 async def test_bad_data_is_the_users_error_and_training_goes_on(
     engine: Engine, data: Datum, loss_fn: str, config: Any, says: str
 ) -> None:
-    """Typed, naming the field; the model's gradients are untouched."""
+    """Typed, naming the field; the model's gradients are untouched. The server's own checks."""
     with anyio.fail_after(60):
-        async with engine.session() as session:
+        async with engine.session(check_inputs=False) as session:
             trainer = await session.create_lora_training_client(engine.model, rank=4, seed=1)
             before = await trainer.forward([datum(SECRET)], "cross_entropy")
             bad = trainer.forward_backward([data], loss_fn, config)
@@ -267,6 +267,9 @@ async def test_what_the_server_does_not_have_is_named(engine: Engine) -> None:
             with pytest.raises(InvalidInputError, match="save_state"):
                 await session.create_training_client_from_state("tinker://r/sampler_weights/x")
             sampler = await session.create_sampling_client(base_model=engine.model)
+            with pytest.raises(InvalidInputError, match="2048"):
+                await sampler.sample(ModelInput.from_ints([1] * 3000))
+            sampler.check_inputs = False
             with pytest.raises((RequestFailedError, BadRequestError), match="2048"):
                 await sampler.sample(ModelInput.from_ints([1] * 3000))
             with pytest.raises((RequestFailedError, BadRequestError), match="prompt"):

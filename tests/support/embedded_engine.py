@@ -14,6 +14,6 @@ class Engine(msgspec.Struct, frozen=True):
     api_key: str
     model: str
 
-    def session(self, *, http2: bool = True) -> Session:
+    def session(self, *, http2: bool = True, check_inputs: bool = True) -> Session:
         """A session with it, not entered yet."""
-        return Session(self.url, self.api_key, http2=http2)
+        return Session(self.url, self.api_key, http2=http2, check_inputs=check_inputs)

@@ -26,7 +26,19 @@ async def sessions() -> None:
     async with ta.Session.local("tiny-llama", data_dir="here", progress=print) as local:
         assert_type(local, ta.Session)
     ta.Session("https://host", "key", retry=ta.RetryPolicy(max_attempts=3), http2=True)
-    ta.Session(timeout=3)  # type: ignore[call-arg]  # there is no such option
+    ta.Session(timeout=3, max_samples_in_flight=100, billing_pause_s=60, on_event=print)
+    ta.Session(patience=3)  # type: ignore[call-arg]  # there is no such option
+
+
+async def looking(session: ta.Session) -> None:
+    assert_type(session.health(), ta.SessionHealth)
+    assert_type(session.statistics(), ta.SessionStatistics)
+    with session.events() as stream:
+        assert_type(stream, ta.EventStream)
+        async for event in stream:
+            assert_type(event, ta.Event)
+            if isinstance(event, ta.QueueStateChanged):
+                assert_type(event.reason, str | None)
 
 
 async def training(session: ta.Session) -> None:
@@ -63,6 +75,11 @@ async def futures(trainer: ta.TrainingClient) -> None:
     assert_type(future.cancel(), bool)
     assert_type(future.done, bool)
     assert_type(future.queue_state, str | None)
+    async for state in future.queue_states():
+        assert_type(state, ta.QueueState)
+    trainer.optim_step(ta.AdamParams(), timeout=None, retry=ta.RetryPolicy(max_attempts=1))
+    trainer.optim_step(ta.AdamParams(), timeout="soon")  # type: ignore[arg-type]  # seconds
+    assert_type(await trainer.get_info(timeout=1), ta.GetInfoResponse)
     assert_type(future.request_id, str | None)
 
 
@@ -76,6 +93,20 @@ async def sampling(session: ta.Session, prompt: ta.ModelInput) -> None:
         assert_type(sequence.tokens, npt.NDArray[np.int32])
         assert_type(sequence.logprobs, npt.NDArray[np.float32] | None)
     assert_type(await sampler.compute_logprobs(prompt), npt.NDArray[np.float32])
+    assert_type(sampler.submit_sample(prompt), ta.APIFuture[ta.SampleResponse])
+    group = await sampler.sample_group(prompt, 8, ta.SamplingParams(seed=1), least=6, timeout=60)
+    assert_type(group, list[ta.SampleResponse])
+    requests: list[ta.SampleTask | ta.ModelInput]
+    requests = [ta.SampleTask(prompt, ta.SamplingParams(), tag="mine"), prompt]
+    policy = ta.RetryPolicy(max_attempts=3)
+    async with sampler.map(requests, max_in_flight=32, timeout=None, retry=policy) as outcomes:
+        async for outcome in outcomes:
+            assert_type(outcome, ta.SampleOutcome)
+            assert_type(outcome.error, ta.TinkerError | None)
+            assert_type(outcome.result(), ta.SampleResponse)
+    handle = ta.SamplerHandle.from_json(sampler.handle().to_json())
+    assert_type(handle, ta.SamplerHandle)
+    assert_type(await session.create_sampling_client_from_handle(handle), ta.SamplingClient)
     tokenizer = await sampler.get_tokenizer()
     takes_tokenizer(tokenizer)
 

@@ -95,6 +95,7 @@ REQUESTS: list[tuple[msgspec.Struct, type[Any]]] = [
         messages.CreateSamplingSessionRequest("s", 2, model_path="tinker://a/sampler_weights/b"),
         types.CreateSamplingSessionRequest,
     ),
+    (messages.JoinSamplingSessionRequest("s"), types.JoinSamplingSessionRequest),
     (messages.SampleRequest(PROMPT, SamplingParams(max_tokens=5)), types.SampleRequest),
     (
         messages.SampleRequest(

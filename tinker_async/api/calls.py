@@ -2,7 +2,7 @@
 
 `Caller.call` sends a request, repeats it by the policy, and returns a 2xx response or
 raises the typed error of the last attempt. The error's `delivery_in_doubt` says
-whether any attempt may have been processed.
+whether any attempt may have been processed. Nothing above repeats the same error.
 """
 
 from __future__ import annotations
@@ -14,18 +14,37 @@ from typing import TypeVar
 import anyio
 import msgspec
 
+from tinker_async.api.billing import BillingPause
+from tinker_async.api.progress import (
+    DEFAULT,
+    Default,
+    Progress,
+    Timeout,
+    check_timeout,
+    within,
+)
 from tinker_async.api.retry import RetryPolicy, parse_retry_after
 from tinker_async.config import SDK_VERSION, Config
 from tinker_async.errors import (
     APIStatusError,
+    BillingError,
     ConnectError,
     InternalServerError,
     ResponseError,
     TinkerError,
     status_error,
 )
+from tinker_async.events import AttemptFailed, Events
 from tinker_async.logs import log
-from tinker_async.transport import Buffer, Headers, Request, Response, TrafficClass, Transport
+from tinker_async.transport import (
+    Buffer,
+    Headers,
+    Receipt,
+    Request,
+    Response,
+    TrafficClass,
+    Transport,
+)
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.protobuf import DecodeError
 
@@ -33,6 +52,7 @@ T = TypeVar("T")
 
 JSON = b"application/json"
 PROTOBUF = b"application/x-protobuf"
+_REDACTED = b"[API key]"
 _DETAIL_LIMIT = 2000
 """Characters of a server's error text that are kept."""
 
@@ -57,18 +77,50 @@ class Caller:
         transport: Carries the bytes.
         config: Base URL and credential.
         policy: When to repeat, unless a call brings its own.
+        events: Whom to tell of failed attempts; default nobody.
+        timeout_s: The limit of public calls that give none; None is no limit.
+        silence_limit_s: How long the server may answer nothing at all; None is no limit.
+        billing_pause_s: How long requests that are answered 402 are repeated.
     """
 
-    def __init__(self, transport: Transport, config: Config, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        config: Config,
+        policy: RetryPolicy,
+        *,
+        events: Events | None = None,
+        timeout_s: float | None = None,
+        silence_limit_s: float | None = 300.0,
+        billing_pause_s: float = 0.0,
+    ) -> None:
         self._transport = transport
         self._base_path = config.base_path
-        self._policy = policy
+        self.policy = policy
+        self.events = events or Events()
+        """Where everything that goes on is told."""
+        self.timeout_s = timeout_s
+        self.silence_limit_s = silence_limit_s
+        self.billing = BillingPause(self.events, limit_s=billing_pause_s)
+        self.last_contact: float | None = None
+        """`anyio.current_time()` of the server's last answer to anything, good or bad."""
+        self.paused: set[Progress] = set()
+        """Operations whose queue the server says is paused."""
         self._common: Headers = (
             (b"x-api-key", config.api_key.reveal().encode()),
             (b"user-agent", f"tinker-async/Python {platform.python_version()}".encode()),
             (b"x-stainless-package-version", SDK_VERSION.encode()),
         )
         self._headers: dict[tuple[bytes, bytes, Headers], Headers] = {}
+        self._key = self._common[0][1]
+
+    def limit_of(self, timeout: Timeout) -> float | None:
+        """Return the seconds that a public call may take: its own word, else the session's.
+
+        Raises:
+            InvalidInputError: Not above zero.
+        """
+        return self.timeout_s if isinstance(timeout, Default) else check_timeout(timeout)
 
     def _headers_for(self, endpoint: Endpoint) -> Headers:
         key = (endpoint.content_type, endpoint.accept, endpoint.extra_headers)
@@ -80,20 +132,37 @@ class Caller:
             self._headers[key] = headers
         return headers
 
-    async def once(self, endpoint: Endpoint, body: Sequence[Buffer] = ()) -> Response:
+    async def once(
+        self, endpoint: Endpoint, body: Sequence[Buffer] = (), *, progress: Progress | None = None
+    ) -> Response:
         """Send a request one time.
 
         Raises:
             APIStatusError: Any status outside 200-299.
             TransportError: No answer.
         """
-        response = await self.exchange(endpoint, body)
+        response = await self.exchange(endpoint, body, receipt=progress)
+        if progress is not None:
+            progress.last_contact = self.last_contact
         if not 200 <= response.status < 300:
             raise error_of(response, endpoint.path)
         return response
 
-    async def exchange(self, endpoint: Endpoint, body: Sequence[Buffer] = ()) -> Response:
+    async def exchange(
+        self,
+        endpoint: Endpoint,
+        body: Sequence[Buffer] = (),
+        *,
+        silence_s: float | None = None,
+        receipt: Receipt | None = None,
+    ) -> Response:
         """Send a request one time and return the answer, whatever its status.
+
+        Args:
+            endpoint: Where to.
+            body: What to send.
+            silence_s: Listen for so long only, if that is shorter than the endpoint's time.
+            receipt: Told when the request is written.
 
         Raises:
             TransportError: No answer.
@@ -104,8 +173,23 @@ class Caller:
             headers=self._headers_for(endpoint),
             body=body,
             traffic=endpoint.traffic,
+            receipt=receipt,
         )
-        return await self._transport.request(request, silence_s=endpoint.silence_s)
+        limit_s, own_s = endpoint.silence_s, silence_s or self.silence_limit_s
+        if own_s is not None and (limit_s is None or own_s < limit_s):
+            limit_s = own_s
+        response = await self._transport.request(request, silence_s=limit_s)
+        self.last_contact = anyio.current_time()
+        return self._without_key(response)
+
+    def _without_key(self, response: Response) -> Response:
+        """Take the credential out of a text that repeats it: it could end up in an error or a log."""
+        if PROTOBUF in (response.header(b"content-type") or b""):
+            return response
+        body = bytes(response.body)
+        if self._key not in body:
+            return response
+        return Response(response.status, response.headers, body.replace(self._key, _REDACTED))
 
     async def call(
         self,
@@ -114,38 +198,80 @@ class Caller:
         *,
         policy: RetryPolicy | None = None,
         never_repeat: tuple[type[TinkerError], ...] = (),
+        progress: Progress | None = None,
+        attempts_before: int = 0,
     ) -> Response:
         """Send a request, repeating it as the policy says.
 
-        Errors of the classes `never_repeat` are the caller's to handle. Cancelling
-        abandons the attempt under way.
+        Cancelling abandons the attempt under way.
+
+        Args:
+            endpoint: Where to.
+            body: What to send.
+            policy: When to repeat; default the session's.
+            never_repeat: Errors that are the caller's to handle, and to tell.
+            progress: Where attempts are counted, and whose facts go into the error.
+            attempts_before: Requests of the same call that count by the policy already.
 
         Raises:
             APIStatusError: The server refused for good, or kept failing.
             TransportError: The server could not be reached, or did not answer.
         """
-        policy = policy or self._policy
-        attempt, in_doubt, failing_since = 0, False, None
+        progress = progress or Progress(endpoint.path)
+        failures: Failures | None = None
         while True:
-            attempt += 1
+            progress.attempts += 1
             try:
-                return await self.once(endpoint, body)
+                response = await self.once(endpoint, body, progress=progress)
             except TinkerError as error:
-                now = anyio.current_time()
-                failing_since = now if failing_since is None else failing_since
-                in_doubt = in_doubt or may_have_been_processed(error)
-                error.delivery_in_doubt = in_doubt
-                delay = policy.next_delay(error, attempt=attempt, failing_for_s=now - failing_since)
-                if delay is None or isinstance(error, never_repeat):
+                if failures is None:
+                    policy = policy or self.policy
+                    failures = Failures(policy, self.billing, before=attempts_before)
+                failures.in_doubt = failures.in_doubt or may_have_been_processed(error)
+                progress.in_doubt = progress.in_doubt or failures.in_doubt
+                error.delivery_in_doubt = failures.in_doubt
+                if isinstance(error, never_repeat):
+                    progress.describe(error)
                     raise
-                log.info(
-                    "request_repeated",
+                delay = failures.next_delay(error, progress.operation)
+                self.note_failure(error, endpoint, progress.operation, progress.attempts, delay)
+                if delay is None:
+                    progress.describe(error)
+                    raise
+            else:
+                self.billing.note_accepted(endpoint.path)
+                return response
+            await anyio.sleep(delay)
+
+    def note_failure(
+        self,
+        error: TinkerError,
+        endpoint: Endpoint,
+        operation: str,
+        attempt: int,
+        delay_s: float | None,
+    ) -> None:
+        """Tell of a request that failed, and when it is repeated (None: not at all)."""
+        if delay_s is not None:
+            log.info(
+                "request_repeated",
+                endpoint=endpoint.path,
+                attempt=attempt,
+                delay_s=round(delay_s, 3),
+                error=type(error).__name__,
+            )
+        if self.events.wanted:
+            self.events.emit(
+                AttemptFailed(
+                    operation=operation,
                     endpoint=endpoint.path,
                     attempt=attempt,
-                    delay_s=round(delay, 3),
                     error=type(error).__name__,
+                    message=error.message,
+                    status=error.status if isinstance(error, APIStatusError) else None,
+                    delay_s=delay_s,
                 )
-            await anyio.sleep(delay)
+            )
 
     async def call_json(
         self,
@@ -154,6 +280,7 @@ class Caller:
         *,
         answer: type[T],
         policy: RetryPolicy | None = None,
+        progress: Progress | None = None,
     ) -> T:
         """Send a JSON body (None: no body) and decode the JSON answer.
 
@@ -162,8 +289,56 @@ class Caller:
             APIStatusError, TransportError: As `call`.
         """
         buffers = () if body is None else (wire_json.encode(body),)
-        response = await self.call(endpoint, buffers, policy=policy)
-        return decode_json(response.body, answer, endpoint.path)
+        response = await self.call(endpoint, buffers, policy=policy, progress=progress)
+        return decode_json(response.body, answer, endpoint.path, progress)
+
+    async def ask(
+        self,
+        operation: str,
+        endpoint: Endpoint,
+        body: object = None,
+        *,
+        answer: type[T],
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the public methods' argument, as it is
+        retry: RetryPolicy | None = None,
+    ) -> T:
+        """As `call_json`, for the public method of this name: within its own time.
+
+        Raises:
+            RequestTimeoutError: The time is over.
+        """
+        progress = Progress(operation)
+
+        async def work() -> T:
+            return await self.call_json(
+                endpoint, body, answer=answer, policy=retry, progress=progress
+            )
+
+        return await within(self.limit_of(timeout), progress, work)
+
+
+class Failures:
+    """The failures of one call, one after the other, as the policy counts them."""
+
+    def __init__(self, policy: RetryPolicy, billing: BillingPause, *, before: int = 0) -> None:
+        self._policy = policy
+        self._billing = billing
+        self.number = before
+        """How many there were."""
+        self._since: float | None = None
+        self.in_doubt = False
+        """Whether an attempt may have had its effect."""
+
+    def next_delay(self, error: TinkerError, operation: str) -> float | None:
+        """Return the seconds until the next attempt, or None to give up."""
+        if isinstance(error, BillingError):  # a pause of its own, which the policy does not count
+            return self._billing.next_delay(error, operation)
+        now = anyio.current_time()
+        if self._since is None:
+            self._since = now
+        self.number += 1
+        failing_for_s = now - self._since
+        return self._policy.next_delay(error, attempt=self.number, failing_for_s=failing_for_s)
 
 
 def may_have_been_processed(error: TinkerError) -> bool:
@@ -173,14 +348,15 @@ def may_have_been_processed(error: TinkerError) -> bool:
     return not isinstance(error, ConnectError)
 
 
-def decode_json(body: Buffer, answer: type[T], path: str) -> T:
-    """Decode a JSON answer, naming the endpoint in the error."""
+def decode_json(body: Buffer, answer: type[T], path: str, progress: Progress | None = None) -> T:
+    """Decode a JSON answer, naming the endpoint (and the call) in the error."""
     try:
         return wire_json.decode(body, answer)
     except DecodeError as error:
-        raise ResponseError(
-            f"{path} answered in an unknown form: {error}", endpoint=path
-        ) from error
+        failure = ResponseError(f"{path} answered in an unknown form: {error}", endpoint=path)
+        if progress is not None:
+            progress.describe(failure)
+        raise failure from error
 
 
 def error_of(response: Response, path: str) -> APIStatusError:
@@ -203,7 +379,7 @@ def _detail(body: Buffer) -> str:
     text = bytes(body[: 4 * _DETAIL_LIMIT]).decode("utf-8", "replace").strip()
     try:
         parsed = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text[:_DETAIL_LIMIT]
     if isinstance(parsed, dict):
         for key in ("detail", "message", "error"):

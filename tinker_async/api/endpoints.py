@@ -30,6 +30,7 @@ LOAD_WEIGHTS = Endpoint(f"{_V1}/load_weights", traffic=_TRAINING)
 SAVE_WEIGHTS_FOR_SAMPLER = Endpoint(f"{_V1}/save_weights_for_sampler", traffic=_TRAINING)
 WEIGHTS_INFO = Endpoint(f"{_V1}/weights_info")
 CREATE_SAMPLING_SESSION = Endpoint(f"{_V1}/create_sampling_session")
+JOIN_SAMPLING_SESSION = Endpoint(f"{_V1}/join_sampling_session")
 SAMPLE = Endpoint(
     f"{_V1}/asample",
     traffic=TrafficClass.SAMPLING,

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.api.retry import RetryPolicy
@@ -16,16 +22,41 @@ from tinker_async.wire.messages import (
     DynamicConfigResponse,
 )
 
-_FIRST_CONTACT = RetryPolicy(max_attempts=3, base_s=0.2)
-"""A wrong address or key shall be told in seconds, not minutes."""
+_MOST_ATTEMPTS = 3
+_PAUSE_S = 0.2
 _ABOUT_US = ClientConfigRequest(sdk_version=SDK_VERSION)
+
+
+def about_session(
+    tags: Sequence[str] | None,
+    user_metadata: Mapping[str, Any] | None,
+    project_id: str | None,
+    display_name: str | None,
+) -> CreateSessionRequest:
+    """Return what a session says of itself; what is not given comes from the environment."""
+    named = os.environ.get("TINKER_TAGS") or ""
+    return CreateSessionRequest(
+        tags=list(tags)
+        if tags is not None
+        else [tag for tag in map(str.strip, named.split(",")) if tag],
+        user_metadata=dict(user_metadata or {}),
+        sdk_version=SDK_VERSION,
+        project_id=project_id or os.environ.get("TINKER_PROJECT_ID") or msgspec.UNSET,
+        display_name=msgspec.UNSET if display_name is None else display_name,
+    )
+
+
+def _policy(caller: Caller) -> RetryPolicy:
+    """A wrong address or key shall be told in seconds, not minutes; and never repeats for "off"."""
+    attempts = min(caller.policy.max_attempts, _MOST_ATTEMPTS)
+    return RetryPolicy(max_attempts=attempts, base_s=min(caller.policy.base_s, _PAUSE_S))
 
 
 async def ask_limits(caller: Caller) -> ClientConfigResponse:
     """Return the server's limits and switches; the defaults where it has no such endpoint."""
     try:
         return await caller.call_json(
-            endpoints.CLIENT_CONFIG, _ABOUT_US, answer=ClientConfigResponse, policy=_FIRST_CONTACT
+            endpoints.CLIENT_CONFIG, _ABOUT_US, answer=ClientConfigResponse, policy=_policy(caller)
         )
     except NotFoundError:
         return ClientConfigResponse()
@@ -38,7 +69,7 @@ async def ask_switches(caller: Caller) -> DynamicConfigResponse:
             endpoints.DYNAMIC_CONFIG,
             _ABOUT_US,
             answer=DynamicConfigResponse,
-            policy=_FIRST_CONTACT,
+            policy=_policy(caller),
         )
     except NotFoundError:
         return DynamicConfigResponse()

@@ -54,11 +54,15 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         """
         if not may_repeat(error) or attempt >= self.max_attempts:
             return None
-        delay = min(self.base_s * 2.0 ** min(attempt - 1, 30), self.max_s)
-        delay *= 1 - _JITTER * jitter()
+        delay = self.pause_s(attempt - 1, jitter=jitter)
         if isinstance(error, APIStatusError) and error.retry_after_s is not None:
             delay = max(delay, min(error.retry_after_s, self.max_server_s))
         return delay if failing_for_s + delay <= self.window_s else None
+
+    def pause_s(self, failures: int, *, jitter: Callable[[], float] = random.random) -> float:
+        """Return a pause of our own choosing after so many failures before this one."""
+        pause_s = min(self.base_s * 2.0 ** min(failures, 30), self.max_s)
+        return pause_s * (1 - _JITTER * jitter())
 
 
 def may_repeat(error: TinkerError) -> bool:
@@ -85,7 +89,7 @@ def parse_retry_after(
             import email.utils  # noqa: PLC0415  # many modules for a rare header
 
             when = email.utils.parsedate_to_datetime(retry_after.decode("latin-1"))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

@@ -7,6 +7,7 @@ import anyio
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.errors import AuthenticationError, GoneError, SessionLostError, TinkerError
+from tinker_async.events import HeartbeatMissed
 from tinker_async.logs import log
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import SessionHeartbeatRequest
@@ -22,9 +23,9 @@ class Heartbeat:
         self._caller = caller
         self._session_id = session_id
         self._body = wire_json.encode(SessionHeartbeatRequest(session_id=session_id))
-        self._period_s = period_s
         self.last_beat = anyio.current_time()
         """`anyio.current_time()` of the last beat that was answered."""
+        self.period_s = period_s
 
     async def run(self) -> None:
         """Beat until cancelled.
@@ -33,7 +34,7 @@ class Heartbeat:
             SessionLostError: The server ended the session, or refuses the credential.
         """
         while True:
-            await anyio.sleep(self._period_s)
+            await anyio.sleep(self.period_s)
             await self._beat()
 
     async def _beat(self) -> None:
@@ -52,5 +53,6 @@ class Heartbeat:
             silent_s = anyio.current_time() - self.last_beat
             level = log.warning if silent_s > WARN_AFTER_S else log.info
             level("heartbeat_missed", silent_s=round(silent_s), error=type(error).__name__)
+            self._caller.events.emit(HeartbeatMissed(silent_s, type(error).__name__))
         else:
             self.last_beat = anyio.current_time()

@@ -1,12 +1,14 @@
-"""A fair budget: so much may be in use at once, and waiters are served in order.
+"""A fair budget: so much may be in use at once, and owners take turns in line.
 
-Grants are decided in synchronous code; only waiting is asynchronous. A request larger
-than the whole budget is granted when nothing else is in use, so it cannot starve.
+Grants are decided in synchronous code, each in constant time; only waiting is asynchronous.
+A request larger than the whole budget is granted when nothing else is in use, so it cannot
+starve, and neither can it be overtaken once it is at the head.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Hashable
 
 import anyio
 import msgspec
@@ -21,60 +23,130 @@ class BudgetStatistics(msgspec.Struct, frozen=True):
 
 
 class _Waiter:
-    __slots__ = ("amount", "event", "granted")
+    __slots__ = ("amount", "event", "granted", "owner", "queue")
 
-    def __init__(self, amount: int) -> None:
+    def __init__(self, amount: int, owner: Hashable, queue: OrderedDict[_Waiter, None]) -> None:
         self.amount = amount
+        self.owner = owner
+        self.queue = queue
         self.event = anyio.Event()
         self.granted = False
 
 
+class _Line:
+    """The waiters of one owner, in order; those who wait again go first."""
+
+    __slots__ = ("again", "fresh")
+
+    def __init__(self) -> None:
+        self.again: OrderedDict[_Waiter, None] = OrderedDict()
+        self.fresh: OrderedDict[_Waiter, None] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self.again or self.fresh)
+
+    def first(self) -> _Waiter:
+        return next(iter(self.again or self.fresh))
+
+
 class Budget:
-    """So many units at once, first come first served."""
+    """So many units at once: owners are served in turn, and each one's waiters in order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_use = 0
-        self._line: deque[_Waiter] = deque()
+        self._waiting = 0
+        self._turns: OrderedDict[Hashable, _Line] = OrderedDict()
+        """Owners with somebody in line; the next one to be served is the first."""
+
+    @property
+    def limit(self) -> int:
+        """How much may be in use. What is in use above a lowered limit stays granted."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._grant()
+
+    @property
+    def in_use(self) -> int:
+        """How much is in use."""
+        return self._in_use
 
     def _fits(self, amount: int) -> bool:
         return self._in_use == 0 or self._in_use + amount <= self._limit
 
-    async def acquire(self, amount: int = 1) -> None:
+    def take(self, amount: int = 1) -> bool:
+        """Take units if they are free and nobody waits for them; whoever has them releases them."""
+        if self._turns or (self._in_use and self._in_use + amount > self._limit):
+            return False
+        self._in_use += amount
+        return True
+
+    async def acquire(
+        self, amount: int = 1, owner: Hashable = None, *, again: bool = False
+    ) -> None:
         """Take units, waiting in line for them; whoever has them calls `release`.
+
+        Args:
+            amount: How many.
+            owner: Whose line to wait in.
+            again: Wait before those of the owner's line who never had any.
 
         Cancelled while waiting, it leaves the line and takes nothing.
         """
-        if not self._line and self._fits(amount):
-            self._in_use += amount
+        if self.take(amount):
             return
-        waiter = _Waiter(amount)
-        self._line.append(waiter)
+        waiter = self._join(amount, owner, again=again)
         try:
             await waiter.event.wait()
         except BaseException:
             if waiter.granted:
                 self.release(amount)
             else:
-                self._line.remove(waiter)
+                self._leave(waiter)
                 self._grant()
             raise
+
+    def _join(self, amount: int, owner: Hashable, *, again: bool) -> _Waiter:
+        line = self._turns.get(owner)
+        if line is None:
+            line = self._turns[owner] = _Line()
+        queue = line.again if again else line.fresh
+        waiter = _Waiter(amount, owner, queue)
+        queue[waiter] = None
+        self._waiting += 1
+        return waiter
+
+    def _leave(self, waiter: _Waiter) -> None:
+        del waiter.queue[waiter]
+        self._waiting -= 1
+        if not self._turns[waiter.owner]:
+            del self._turns[waiter.owner]
 
     def release(self, amount: int = 1) -> None:
         """Give units back and serve the line."""
         self._in_use -= amount
-        self._grant()
+        if self._turns:
+            self._grant()
 
     def _grant(self) -> None:
-        while self._line and self._fits(self._line[0].amount):
-            waiter = self._line.popleft()
+        while self._turns:
+            owner, line = next(iter(self._turns.items()))
+            waiter = line.first()
+            if not self._fits(waiter.amount):
+                return
+            self._leave(waiter)
+            if line:
+                self._turns.move_to_end(owner)
             waiter.granted = True
             self._in_use += waiter.amount
             waiter.event.set()
 
     def statistics(self) -> BudgetStatistics:
         """Return the current figures."""
-        return BudgetStatistics(limit=self._limit, in_use=self._in_use, waiting=len(self._line))
+        return BudgetStatistics(limit=self._limit, in_use=self._in_use, waiting=self._waiting)
 
     def __repr__(self) -> str:
-        return f"<Budget {self._in_use} of {self._limit} in use, {len(self._line)} waiting>"
+        return f"<Budget {self._in_use} of {self._limit} in use, {self._waiting} waiting>"

@@ -12,9 +12,11 @@ doubt poisons the lane, because nothing after it can be ordered.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import anyio
@@ -23,19 +25,21 @@ import anyio.lowlevel
 import msgspec
 
 from tinker_async.api.calls import Caller, Endpoint, decode_json
-from tinker_async.api.promises import (
-    RETRIEVE_ANY,
-    RETRIEVE_JSON,
-    retrieve,
-)
+from tinker_async.api.progress import DEFAULT, Timeout
+from tinker_async.api.promises import PATH as RETRIEVE_PATH
+from tinker_async.api.promises import RETRIEVE_ANY, RETRIEVE_JSON, retrieve
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.compression import Compression
+from tinker_async.background.deadlines import Deadlines
 from tinker_async.errors import (
+    InvalidInputError,
     ModelPoisonedError,
+    OperationWithdrawnError,
     ResponseError,
     SessionClosedError,
     TinkerError,
 )
+from tinker_async.events import ModelPoisoned
 from tinker_async.futures import APIFuture
 from tinker_async.logs import log
 from tinker_async.transport import Buffer
@@ -84,6 +88,7 @@ class RequestsOperation(Generic[T]):
         name: The public method's name.
         requests: In order.
         merge: From the decoded results, in order, to the operation's value.
+        policy: When to repeat; default the session's.
     """
 
     def __init__(
@@ -91,10 +96,12 @@ class RequestsOperation(Generic[T]):
         name: str,
         requests: Sequence[TrainingRequest],
         merge: Callable[[list[Any]], T],
+        policy: RetryPolicy | None = None,
     ) -> None:
         self.future: APIFuture[T] = APIFuture(name)
         self._requests = requests
         self._merge = merge
+        self._policy = policy
 
     async def run(self, lane: Lane) -> Collect:
         """Send all requests, then return what waits for their results."""
@@ -103,12 +110,23 @@ class RequestsOperation(Generic[T]):
             if len(self._requests) > 1:
                 # Large bodies are built here: let the loop's other tasks in between.
                 await anyio.lowlevel.checkpoint()
-            promises.append(await lane.send(request, self.future))
+            promises.append(await lane.send(request, self.future, self._policy))
         return functools.partial(self._collect, lane, promises)
 
     async def _collect(self, lane: Lane, promises: Sequence[UntypedAPIFuture]) -> None:
-        results = await lane.results(self._requests, promises, self.future)
+        results = await lane.results(self._requests, promises, self.future, self._policy)
         self.future.resolve(self._merge(results))
+
+
+class LaneStatistics(msgspec.Struct, frozen=True):
+    """Figures of one model's training queue."""
+
+    queued: int
+    """Operations whose turn has not come."""
+    unsettled: int
+    """Operations without a result so far, the queued ones included."""
+    next_seq_id: int
+    """The number of the next request."""
 
 
 class Lane:
@@ -118,52 +136,66 @@ class Lane:
         self,
         model_id: str,
         caller: Caller,
-        policy: RetryPolicy,
         *,
         on_settled: Callable[[APIFuture[Any]], None],
+        deadlines: Deadlines,
         compression: Compression | None = None,
     ) -> None:
         self.model_id = model_id
+        self.caller = caller
         self.compression = compression
         """How large bodies are compressed; None leaves all as they are."""
         self.compute = anyio.CapacityLimiter(1)
         """For the user's own loss functions: one worker thread a model."""
         self._on_settled = on_settled
-        self._caller = caller
-        self._policy = policy
+        self._deadlines = deadlines
         self._queue: deque[Operation] = deque()
         self._wake = anyio.Event()
         self._idle = anyio.Event()
         self._next_seq_id = 1
+        self._sending = False
         self._unsettled: set[APIFuture[Any]] = set()
-        self._poison: TinkerError | None = None
+        self._poison: ModelPoisonedError | None = None
         self._closed: BaseException | None = None
+        self.saved_names: set[str] = set()
+        """Checkpoints of this model that the server has, or may have."""
 
-    def submit(self, operation: Operation) -> None:
+    def submit(self, operation: Operation, timeout: Timeout = DEFAULT) -> None:
         """Queue an operation; it is sent after all that were queued before it.
+
+        Args:
+            operation: What to run.
+            timeout: Seconds until its future fails, if it has no result before.
 
         Raises:
             SessionClosedError: The session has ended.
             ModelPoisonedError: An earlier request was lost.
+            InvalidInputError: The time is not above zero.
         """
         if self._closed is not None:
             raise self._closed
-        if self._poison is not None:
-            raise self._poisoned()
+        self._refuse_if_poisoned(operation.future)
+        limit_s = self.caller.limit_of(timeout)
         operation.future.on_settled(self._settled)
         self._queue.append(operation)
         self._unsettled.add(operation.future)
+        if limit_s is not None:
+            self._deadlines.add(operation.future, limit_s)
         self._wake.set()
 
     def _settled(self, future: APIFuture[Any]) -> None:
         self._unsettled.discard(future)
+        self._deadlines.discard(future)
         self._on_settled(future)
-        if not self._unsettled:
+        self._note_rest()
+
+    def _note_rest(self) -> None:
+        if not self._unsettled and not self._sending:
             self._idle.set()
 
     async def wait_idle(self) -> None:
-        """Wait until every queued operation is settled."""
-        while self._unsettled:
+        """Wait until every queued operation is settled, and none is being sent."""
+        while self._unsettled or self._sending:
             self._idle = anyio.Event()
             await self._idle.wait()
 
@@ -179,20 +211,20 @@ class Lane:
                 operation = self._queue.popleft()
                 if operation.future.done:
                     continue
-                if self._poison is not None:
-                    operation.future.fail(self._poisoned())
-                    continue
                 await self._take_turn(operation, collectors)
 
     async def _take_turn(self, operation: Operation, collectors: _Collectors) -> None:
-        operation.future.sent = True
+        future = operation.future
+        future.sent = self._sending = True
         try:
-            collect = await operation.run(self)
-        except TinkerError as error:
-            operation.future.fail(error)
-        else:
-            if collect is not None:
-                collectors.take(operation.future, collect)
+            with _failures_of(future):
+                self._refuse_if_poisoned(future)
+                collect = await operation.run(self)
+                if collect is not None and not future.done:
+                    collectors.take(future, collect)
+        finally:
+            self._sending = False
+            self._note_rest()
 
     def close(self, reason: SessionClosedError) -> None:
         """Refuse new operations and fail all that are not settled."""
@@ -201,58 +233,104 @@ class Lane:
         for future in list(self._unsettled):
             future.fail(reason)
 
-    async def send(self, request: TrainingRequest, future: APIFuture[Any]) -> UntypedAPIFuture:
+    async def send(
+        self, request: TrainingRequest, future: APIFuture[Any], policy: RetryPolicy | None = None
+    ) -> UntypedAPIFuture:
         """Send one request under the next number and return its promise.
 
         Raises:
             TinkerError: It was refused, or could not be delivered.
         """
+        try:
+            return await self.deliver(request, future, policy)
+        except TinkerError as error:
+            if error.delivery_in_doubt:
+                self.lose(error, future)
+            raise
+
+    async def deliver(
+        self, request: TrainingRequest, future: APIFuture[Any], policy: RetryPolicy | None
+    ) -> UntypedAPIFuture:
+        """As `send`, for one who knows what to do about a delivery in doubt.
+
+        Raises:
+            TinkerError: `delivery_in_doubt` says whether the number may be used up.
+        """
         seq_id = self._next_seq_id
-        endpoint, body = request.endpoint, request.build(seq_id)
+        endpoint, body = request.endpoint, _encoded(request, seq_id, future.operation)
         if self.compression is not None and request.compressed is not None:
             smaller = await self.compression.compressed(body)
             if smaller is not None:
                 endpoint, body = request.compressed, smaller
-        try:
-            response = await self._caller.call(endpoint, body, policy=self._policy)
-        except TinkerError as error:
-            if error.delivery_in_doubt:
-                self._lose(error, seq_id)
-            raise
+        response = await self.caller.call(endpoint, body, policy=policy, progress=future)
         try:
             promise = decode_json(response.body, UntypedAPIFuture, request.endpoint.path)
         except ResponseError as error:
             # The server took the request; without its promise the result is out of reach.
-            self._lose(error, seq_id)
+            future.in_doubt = error.delivery_in_doubt = True
+            future.describe(error)
             raise
-        self._next_seq_id = seq_id + 1
+        self.use_number()
         if future.request_id is None:
             future.request_id = promise.request_id
         return promise
 
-    def _lose(self, error: TinkerError, seq_id: int) -> None:
-        self._poison = error
+    def use_number(self) -> None:
+        """Note that the server has the request of the next number."""
+        self._next_seq_id += 1
+
+    def lose(self, error: TinkerError, future: APIFuture[Any]) -> None:
+        """Send nothing more: whether the request of the next number ran is not known."""
+        seq_id, name = self._next_seq_id, type(error).__name__
+        poison = ModelPoisonedError(
+            f"{future.operation} (seq_id {seq_id}) of {self.model_id} was lost ({name}), so later "
+            "operations cannot be ordered",
+            hint="make a new training client from the last checkpoint",
+            model_id=self.model_id,
+            lost_operation=future.operation,
+            lost_seq_id=seq_id,
+            lost_error=name,
+            lost_message=error.message,
+        )
+        poison.__cause__ = error
+        self._poison = poison
         log.warning("model_poisoned", model_id=self.model_id, seq_id=seq_id)
+        self.caller.events.emit(
+            ModelPoisoned(self.model_id, future.operation, seq_id, name, error.message)
+        )
 
     async def results(
         self,
         requests: Sequence[TrainingRequest],
         promises: Sequence[UntypedAPIFuture],
         future: APIFuture[Any],
+        policy: RetryPolicy | None = None,
     ) -> list[Any]:
         """Wait for the results of promises, all at once, and decode them in order.
 
         Raises:
             TinkerError: The first failure; the other results are no longer awaited.
+            OperationWithdrawnError: The future was settled by somebody else.
         """
-        if len(promises) == 1:
-            return [await self._result(requests[0], promises[0], future)]
+        with future.while_wanted():
+            if len(promises) == 1:
+                return [await self._result(requests[0], promises[0], future, policy)]
+            return await self._all_results(requests, promises, future, policy)
+        raise OperationWithdrawnError(f"{future.operation} is no longer awaited")
+
+    async def _all_results(
+        self,
+        requests: Sequence[TrainingRequest],
+        promises: Sequence[UntypedAPIFuture],
+        future: APIFuture[Any],
+        policy: RetryPolicy | None,
+    ) -> list[Any]:
         values: list[Any] = [None] * len(promises)
         errors: list[TinkerError] = []
 
         async def fill(index: int) -> None:
             try:
-                values[index] = await self._result(requests[index], promises[index], future)
+                values[index] = await self._result(requests[index], promises[index], future, policy)
             except TinkerError as error:
                 errors.append(error)
                 group.cancel_scope.cancel()
@@ -265,28 +343,34 @@ class Lane:
         return values
 
     async def _result(
-        self, request: TrainingRequest, promise: UntypedAPIFuture, future: APIFuture[Any]
+        self,
+        request: TrainingRequest,
+        promise: UntypedAPIFuture,
+        future: APIFuture[Any],
+        policy: RetryPolicy | None,
     ) -> Any:
-        def note(state: str, reason: str | None) -> None:
-            future.queue_state, future.queue_state_reason = state, reason
-
         endpoint = RETRIEVE_ANY if request.protobuf_result else RETRIEVE_JSON
         result = await retrieve(
-            self._caller,
-            promise.request_id,
-            endpoint=endpoint,
-            policy=self._policy,
-            on_queue_state=note,
+            self.caller, promise.request_id, endpoint=endpoint, policy=policy, progress=future
         )
         return request.decode(result)
 
-    def _poisoned(self) -> ModelPoisonedError:
-        error = ModelPoisonedError(
-            f"an earlier request of {self.model_id} was lost, so later ones cannot be ordered",
-            hint="make a new training client from the last checkpoint",
-        )
-        error.__cause__ = self._poison
-        return error
+    @property
+    def poison(self) -> str | None:
+        """How the first lost request was lost, or None."""
+        return None if self._poison is None else self._poison.message
+
+    def _refuse_if_poisoned(self, future: APIFuture[Any]) -> None:
+        if self._poison is None:
+            return
+        error = copy.copy(self._poison)  # of its own: each has its place and its traceback
+        error.__cause__ = self._poison.__cause__
+        future.describe(error)
+        raise error
+
+    def statistics(self) -> LaneStatistics:
+        """Return the current figures."""
+        return LaneStatistics(len(self._queue), len(self._unsettled), self._next_seq_id)
 
     def __repr__(self) -> str:
         state = "poisoned" if self._poison else ("closed" if self._closed else "open")
@@ -336,7 +420,40 @@ class _IdleCollector:
 
 async def _settle(future: APIFuture[Any], collect: Collect) -> None:
     """Await an operation's results; its failure is the future's, never the session's."""
-    try:
+    with _failures_of(future):
         await collect()
+
+
+@contextmanager
+def _failures_of(future: APIFuture[Any]) -> Iterator[None]:
+    """Settle an operation with whatever fails in a block.
+
+    This is where a fault of our own ends: a result that decodes to nonsense, or a merge that
+    stumbles over it, is this operation's failure, and the session goes on.
+    """
+    try:
+        yield
     except TinkerError as error:
         future.fail(error)
+    except Exception as error:  # noqa: BLE001  # the named boundary
+        log.error("operation_stumbled", operation=future.operation, error=type(error).__name__)
+        failure = ResponseError(
+            f"the result of {future.operation} could not be used: {type(error).__name__}: {error}",
+            endpoint=RETRIEVE_PATH,
+            hint="the server may speak a form of the protocol that this version does not know",
+        )
+        future.describe(failure)
+        failure.__cause__ = error
+        future.fail(failure)
+
+
+def _encoded(request: TrainingRequest, seq_id: int, operation: str) -> Sequence[Buffer]:
+    """Return a request's body; what cannot be encoded is its caller's error."""
+    try:
+        return request.build(seq_id)
+    except TinkerError:
+        raise
+    except Exception as error:
+        raise InvalidInputError(
+            f"{operation} could not be encoded: {type(error).__name__}: {error}", field="data"
+        ) from error

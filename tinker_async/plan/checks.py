@@ -7,6 +7,7 @@ not know pass: the server may know them.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,26 +40,77 @@ _BLOCK_NUMBERS = 65_536
 
 
 def check_training_call(
-    data: Sequence[Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None
+    data: Sequence[Datum],
+    loss_fn: str,
+    loss_fn_config: Mapping[str, float | str] | None,
+    *,
+    longest: int | None = None,
 ) -> None:
     """Check the arguments of `forward` and `forward_backward`.
+
+    Args:
+        data: The data.
+        loss_fn: The name of the loss.
+        loss_fn_config: Its settings.
+        longest: The most tokens that a datum may have, if that is known.
 
     Raises:
         InvalidInputError: `field` says which argument, down to the datum and the key.
     """
-    if not data:
-        raise InvalidInputError("data is empty", field="data", hint="give at least one Datum")
+    check_not_empty(data)
     if not loss_fn:
         raise InvalidInputError("loss_fn is empty", field="loss_fn")
     _check_config(loss_fn, loss_fn_config or {})
     required = _REQUIRED.get(loss_fn, ())
-    if _surely_sound(data, required):
+    if _surely_sound(data, required, longest or sys.maxsize):
         return
     for index, datum in enumerate(data):
         _check_datum(f"data[{index}]", datum, loss_fn, required)
+        if longest is not None and datum.model_input.length > longest:
+            field = f"data[{index}].model_input"
+            raise InvalidInputError(
+                f"{field} has {datum.model_input.length} tokens, but the model takes {longest}",
+                field=field,
+            )
 
 
-def _surely_sound(data: Sequence[Datum], required: Sequence[str]) -> bool:
+def check_not_empty(data: Sequence[Datum]) -> None:
+    """Check that there is anything to send.
+
+    Raises:
+        InvalidInputError: There is not.
+    """
+    if not data:
+        raise InvalidInputError("data is empty", field="data", hint="give at least one Datum")
+
+
+def check_sample_length(prompt_tokens: int, max_tokens: int | None, longest: int | None) -> None:
+    """Check that a prompt and what may follow it fit into a model's context.
+
+    Args:
+        prompt_tokens: Length of the prompt.
+        max_tokens: Most tokens to draw; None is the server's choice.
+        longest: The most tokens that the model takes, if that is known.
+
+    Raises:
+        InvalidInputError: They do not.
+    """
+    if longest is None:
+        return
+    if prompt_tokens > longest:
+        raise InvalidInputError(
+            f"prompt has {prompt_tokens} tokens, but the model takes {longest}", field="prompt"
+        )
+    if max_tokens is not None and prompt_tokens + max_tokens > longest:
+        raise InvalidInputError(
+            f"prompt and max_tokens are {prompt_tokens} + {max_tokens} tokens, but the model "
+            f"takes {longest}",
+            field="sampling_params.max_tokens",
+            hint=f"at most {longest - prompt_tokens} can follow this prompt",
+        )
+
+
+def _surely_sound(data: Sequence[Datum], required: Sequence[str], longest: int) -> bool:
     """Whether the data pass at a glance; what does not is looked at one by one.
 
     Numbers are checked in blocks, since a call of numpy costs more than a short tensor.
@@ -69,7 +121,7 @@ def _surely_sound(data: Sequence[Datum], required: Sequence[str]) -> bool:
     for datum in data:
         inputs = datum.loss_fn_inputs
         length = datum.model_input.length
-        if not length or not names <= inputs.keys():
+        if not 0 < length <= longest or not names <= inputs.keys():
             return False
         for key, tensor in inputs.items():
             array = tensor.data

@@ -121,6 +121,10 @@ def sample_response_from_json(body: Buffer, sequence_ids: Sequence[str] | None) 
     )
 
 
+_FREE_CELLS = 1 << 22
+_CELLS_PER_PAIR = 16
+"""A few long rows among many short ones would make a matrix that no body backs."""
+
 _TopkRows = list[list[tuple[int, float]] | None]
 
 
@@ -155,16 +159,23 @@ def _topk_rows(topk: TopkLogprobs | None) -> _TopkRows | None:
 
 
 def _topk_matrix(rows: _TopkRows | None) -> TopkLogprobs | None:
-    width = max((len(row) for row in rows or () if row), default=0)
+    sizes = [len(row) for row in rows or () if row]
+    width = max(sizes, default=0)
     if not rows or not width:
         return None
+    if len(rows) * width > max(_FREE_CELLS, _CELLS_PER_PAIR * sum(sizes)):
+        raise DecodeError(f"{sum(sizes)} top-k pairs in {len(rows)} rows of up to {width}")
     ids = np.zeros((len(rows), width), dtype=np.int32)
     logprobs = np.full((len(rows), width), TopkLogprobs.EMPTY, dtype=np.float32)
     for i, row in enumerate(rows):
         if row:
             row_ids, row_logprobs = zip(*row, strict=True)
-            ids[i, : len(row)] = _checked_array(row_ids, np.int32)
-            logprobs[i, : len(row)] = row_logprobs
+            try:
+                ids[i, : len(row)] = _checked_array(row_ids, np.int32)
+            except ValueError as error:
+                raise DecodeError(f"top-k row {i}: {error}") from error
+            with np.errstate(over="ignore"):
+                logprobs[i, : len(row)] = row_logprobs
     return TopkLogprobs(token_ids=ids, logprobs=logprobs)
 
 
@@ -195,7 +206,10 @@ def _scalar_type(array_type: Any) -> type[np.generic] | None:
 def _checked_array(values: Sequence[Any], scalar: type[np.generic] | None) -> npt.NDArray[Any]:
     array = np.asarray(values)
     if array.dtype.kind == "O" and all(v is None or isinstance(v, float | int) for v in values):
-        array = np.asarray(values, dtype=np.float64)  # null is NaN
+        try:
+            array = np.asarray(values, dtype=np.float64)  # null is NaN
+        except OverflowError as error:
+            raise ValueError("Expected numbers of at most 64 bits") from error
     if array.size == 0:
         return np.zeros(array.shape, dtype=scalar or array.dtype)
     if array.dtype.kind not in "if" or array.ndim != 1:
@@ -206,7 +220,8 @@ def _checked_array(values: Sequence[Any], scalar: type[np.generic] | None) -> np
         limits = np.iinfo(scalar)
         if array.dtype.kind == "f" or array.min() < limits.min or array.max() > limits.max:
             raise ValueError(f"Expected integers of type {scalar.__name__}")
-    return array.astype(scalar)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        return array.astype(scalar)
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_to_builtin)

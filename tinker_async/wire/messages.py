@@ -6,7 +6,7 @@ default, since older servers refuse fields they do not know. Responses ignore un
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -15,6 +15,9 @@ from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import AdamParams, LoraConfig, SamplingParams
 from tinker_async.data.results import Checkpoint, Cursor, TrainingRun
 from tinker_async.data.tensors import TensorData
+
+_Limit: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+"""Larger ones are no limits and no times, and Python's numbers have no end."""
 
 
 class ClientConfigRequest(msgspec.Struct, frozen=True):
@@ -26,18 +29,18 @@ class ClientConfigResponse(msgspec.Struct, frozen=True):
 
     pjwt_auth_enabled: bool = False
     credential_default_source: str = "api_key"
-    sample_dispatch_bytes_semaphore_size: int = 10_485_760
-    inflight_response_bytes_semaphore_size: int = 52_428_800
+    sample_dispatch_bytes_semaphore_size: _Limit = 10_485_760
+    inflight_response_bytes_semaphore_size: _Limit = 52_428_800
     parallel_fwdbwd_chunks: bool = False
     """Absent means serial: only a server that says so reorders by `seq_id`."""
     proto_compress_fwdbwd: bool = False
-    fwdbwd_max_chunk_len: int = 1024
-    fwdbwd_max_chunk_bytes_count: int = 5_000_000
-    fwdbwd_dispatch_bytes_semaphore_size: int = 50_000_000
-    billing_exception_max_pause_duration_sec: int = 3600
+    fwdbwd_max_chunk_len: _Limit = 1024
+    fwdbwd_max_chunk_bytes_count: _Limit = 5_000_000
+    fwdbwd_dispatch_bytes_semaphore_size: _Limit = 50_000_000
+    billing_exception_max_pause_duration_sec: _Limit = 3600
     sample_no_retries: bool = False
     sample_enable_stuck_detection: bool = True
-    sample_max_concurrent_requests: int = 2000
+    sample_max_concurrent_requests: _Limit = 2000
     use_pyqwest_transport: bool = True
     sample_use_retrieve_futures: bool = False
     custom_loss_server_side: bool = False
@@ -45,9 +48,9 @@ class ClientConfigResponse(msgspec.Struct, frozen=True):
 
 
 class DynamicConfigResponse(msgspec.Struct, frozen=True):
-    refresh_interval_sec: int = 300
+    refresh_interval_sec: _Limit = 300
     sample_cancel_enabled: bool = False
-    sample_cancel_max_batch_size: int = 64
+    sample_cancel_max_batch_size: _Limit = 64
 
 
 class CreateSessionRequest(msgspec.Struct, frozen=True, tag="create_session"):
@@ -194,6 +197,15 @@ class CreateSamplingSessionRequest(
 
 class CreateSamplingSessionResponse(msgspec.Struct, frozen=True, tag="create_sampling_session"):
     sampling_session_id: str
+
+
+class JoinSamplingSessionRequest(msgspec.Struct, frozen=True, tag="join_sampling_session"):
+    sampling_session_id: str
+
+
+class JoinSamplingSessionResponse(msgspec.Struct, frozen=True):
+    client_counter: int
+    """Unique among the clients of the sampler; 0 is the one that made it."""
 
 
 class GetSamplerResponse(msgspec.Struct, frozen=True):

@@ -34,8 +34,9 @@ from tinker_async.wire.tensors import (
 
 _FEW_OFFSETS = 64
 """Up to so many numbers Python is quicker than numpy."""
-_MAX_EMPTY_OUTPUTS = 1 << 20
-"""A record without fields names a number of datums that no bytes back: it is not believed above this."""
+_MAX_ROW_BYTES = 2**63 - 1
+_MAX_EMPTY_OUTPUTS = 1 << 17
+"""Records without fields name numbers of datums that no bytes back: not believed above this."""
 
 
 class ForwardBackwardBody(msgspec.Struct, frozen=True):
@@ -191,6 +192,10 @@ def decode_forward_backward_output(body: Buffer) -> ForwardBackwardOutput:
     """
     message = decode(schema.ForwardBackwardOutput, body)
     outputs: list[dict[str, TensorData]] = []
+    empty = [record for record in message.loss_fn_outputs if not record.fields]
+    unbacked = sum(max(record.num_datums, 0) for record in empty)
+    if unbacked > _MAX_EMPTY_OUTPUTS:
+        raise DecodeError(f"{unbacked} datums without fields")
     for i, record in enumerate(message.loss_fn_outputs):
         outputs.extend(_record_outputs(record, f"loss_fn_outputs[{i}]"))
     return ForwardBackwardOutput(
@@ -207,7 +212,7 @@ def _record_outputs(record: schema.ArrayRecord, where: str) -> list[dict[str, Te
     wrong = next((name for name, column in columns.items() if len(column) != count), None)
     if wrong is not None:
         raise DecodeError(f"{where}.{wrong}: {len(columns[wrong])} datums, not {count}")
-    if not columns and not 0 <= count <= _MAX_EMPTY_OUTPUTS:
+    if count < 0:
         raise DecodeError(f"{where}: {count} datums without fields")
     return [{name: column[i] for name, column in columns.items()} for i in range(count)]
 
@@ -221,17 +226,22 @@ def _split(tensor: schema.BatchedTensor, name: str) -> list[TensorData]:
     offsets = array_view(tensor.offsets, "<i8", f"{name}: offsets")
     row = math.prod(trailing)
     row_bytes = max(row, 1) * int(element[2])
+    if min(trailing, default=0) < 0 or row_bytes > _MAX_ROW_BYTES:
+        raise DecodeError(f"{name}: trailing shape {list(trailing)} is negative or too large")
     _check_offsets(offsets, len(raw), row_bytes, name)
-    if trailing and min(trailing) < 0:
-        raise DecodeError(f"{name}: trailing shape {list(trailing)} has a negative dimension")
     bounds = [offset // row_bytes for offset in offsets.tolist()] if row else [0] * offsets.size
     width = max(row, 1)
-    return [
-        TensorData(
-            data=array[start * width : stop * width], dtype=dtype, shape=(stop - start, *trailing)
-        )
-        for start, stop in pairwise(bounds)
-    ]
+    try:
+        return [
+            TensorData(
+                data=array[start * width : stop * width],
+                dtype=dtype,
+                shape=(stop - start, *trailing),
+            )
+            for start, stop in pairwise(bounds)
+        ]
+    except InvalidInputError as error:
+        raise DecodeError(f"{name}: {error}") from error
 
 
 def _check_offsets(

@@ -1,0 +1,106 @@
+"""Telling the server of samples that nobody waits for any more.
+
+Each is told once. A request whose cancellation met it on the wire has no id yet: it is sent
+again under its own number, which makes the server say the id, and then cancelled. Rule: none
+of this holds up a user's task; it runs in the session's own, bounded in number and time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+
+from tinker_async.api import endpoints
+from tinker_async.api.calls import Caller, decode_json
+from tinker_async.api.retry import RetryPolicy
+from tinker_async.errors import RateLimitError, TinkerError
+from tinker_async.logs import log
+from tinker_async.wire import json as wire_json
+from tinker_async.wire.messages import RetrieveFutureRequest, UntypedAPIFuture
+
+if TYPE_CHECKING:
+    from tinker_async.background.sampling_pool import SamplingPool
+
+_MOST_KNOWN = 10_000
+_MOST_UNKNOWN = 1_000
+_AT_ONCE = 64
+"""Cancels under way; what servers suggest."""
+_PATIENCE_S = 10.0
+"""For all that is told at once."""
+_ASK_AGAIN = RetryPolicy(max_attempts=3, window_s=_PATIENCE_S, base_s=0.2)
+
+
+class Recalls:
+    """The abandoned samples of a session."""
+
+    def __init__(self, caller: Caller, pool: SamplingPool) -> None:
+        self._caller = caller
+        self._pool = pool
+        self.enabled = False
+        """Whether the server wants to hear of them; if not, all are forgotten at once."""
+        self._known: deque[str] = deque(maxlen=_MOST_KNOWN)
+        self._unknown: deque[tuple[bytes, int]] = deque(maxlen=_MOST_UNKNOWN)
+        self._wake = anyio.Event()
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._unknown)
+
+    def add(self, request_id: str) -> None:
+        """Add a sample by its id."""
+        if self.enabled:
+            self._known.append(request_id)
+            self._wake.set()
+
+    def add_unknown(self, body: bytes, nbytes: int) -> None:
+        """Add a sample by its request, which was perhaps sent; `nbytes` is its dispatch size."""
+        if self.enabled:
+            self._unknown.append((body, nbytes))
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Tell the server, until cancelled: what is being told then is finished first."""
+        while True:
+            if not self:
+                self._wake = anyio.Event()
+                await self._wake.wait()
+            with anyio.CancelScope(shield=True):
+                await self._tell_some()
+            await anyio.lowlevel.checkpoint()
+
+    async def flush(self) -> None:
+        """Tell the server of all of them now."""
+        while self:
+            await self._tell_some()
+
+    async def _tell_some(self) -> None:
+        with anyio.move_on_after(_PATIENCE_S):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(min(_AT_ONCE, len(self))):
+                    if self._known:
+                        tasks.start_soon(self._tell, self._known.popleft())
+                    else:
+                        tasks.start_soon(self._find_and_tell, *self._unknown.popleft())
+
+    async def _tell(self, request_id: str) -> None:
+        body = wire_json.encode(RetrieveFutureRequest(request_id=request_id))
+        try:
+            await self._caller.once(endpoints.CANCEL_FUTURE, (body,))
+        except TinkerError as error:
+            log.debug("cancel_not_told", request_id=request_id, error=type(error).__name__)
+
+    async def _find_and_tell(self, body: bytes, nbytes: int) -> None:
+        await self._pool.start_dispatch(nbytes, self)
+        try:
+            response = await self._caller.call(
+                endpoints.SAMPLE, (body,), policy=_ASK_AGAIN, never_repeat=(RateLimitError,)
+            )
+            promise = decode_json(response.body, UntypedAPIFuture, endpoints.SAMPLE.path)
+        except TinkerError as error:
+            log.debug("abandoned_sample_not_found", error=type(error).__name__)
+            return
+        finally:
+            self._pool.end_dispatch(nbytes)
+        await self._tell(promise.request_id)
