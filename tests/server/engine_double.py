@@ -100,7 +100,7 @@ def sampled(job: jobs.Sample) -> SampleResponse:
         stop_reason="length",
     )
     prompt = np.arange(job.prompt.size, dtype=np.float32) * -1.0
-    prompt[0] = np.nan
+    prompt[:1] = np.nan
     return SampleResponse(
         [sequence] * job.num_samples, prompt_logprobs=prompt if job.prompt_logprobs else None
     )

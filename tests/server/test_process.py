@@ -45,9 +45,12 @@ def test_a_model_that_does_not_load_is_an_engine_start_error(tmp_path: Path) -> 
 
 
 async def fail_to_load(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    # What only the library notices that builds the model: heads of no size.
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 0}')
     (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"rubbish")
+    header = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    whole = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(whole)
     with anyio.fail_after(BOUND_S), pytest.raises(EngineStartError) as caught:
         async with local_engine(model=f"broken={tmp_path}"):
             pytest.fail("it must not start")

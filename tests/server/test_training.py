@@ -120,14 +120,14 @@ async def test_faults_are_told_from_bad_input(tmp_path: Path) -> None:
     engine = QuickEngine()
     async with open_desk(tmp_path, engine) as desk:
         model_id = await desk.model(await desk.session())
-        engine.answers[jobs.OptimStep] = RuntimeError("out of memory")
+        engine.answers[jobs.OptimStep] = RuntimeError("broken")
         fault = await desk.result(await desk.step(model_id, 1))
         engine.answers[jobs.OptimStep] = InvalidInputError("bad", field="x")
         user = await desk.result(await desk.step(model_id, 2))
         del engine.answers[jobs.OptimStep]
         good = await desk.result(await desk.step(model_id, 3))
 
-    assert fault == {"error": "RuntimeError: out of memory", "category": "server"}
+    assert fault == {"error": "RuntimeError: broken", "category": "server"}
     assert user == {"error": "bad", "category": "user"}
     assert good == {"metrics": {"lr": 0.5}}
 

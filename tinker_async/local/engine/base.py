@@ -65,12 +65,19 @@ class BaseModel:
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             check_architecture(config.to_dict())
             _check_rope(config)
             with _quiet_loading():
                 model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                    folder, config=config, dtype=_DTYPES[dtype], local_files_only=True
+                    folder,
+                    config=config,
+                    dtype=_DTYPES[dtype],
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,  # never pickle
                 )
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, ConfigError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
@@ -13,7 +14,7 @@ from starlette.routing import Route
 
 from tinker_async.local.server.endpoints import futures, runs, sampling, sessions, training, weights
 from tinker_async.local.server.endpoints.routing import Handler
-from tinker_async.local.server.http import KeyGate, refuse, refuse_route
+from tinker_async.local.server.http import KeyGate, refuse, refuse_logged, refuse_route
 from tinker_async.local.server.refusal import Refusal
 from tinker_async.local.server.service import Service
 
@@ -35,16 +36,21 @@ def make_app(service: Service, *, api_key: str) -> Starlette:
         Route(PREFIX + path, _bound(service, handler), methods=[method])
         for method, path, handler in ROUTES
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(KeyGate, api_key=api_key)],
         exception_handlers={
             Refusal: refuse,
             HTTPException: refuse_route,
             ClientDisconnect: _nobody_listens,
+            sqlite3.Error: refuse_logged,
+            OSError: refuse_logged,
+            MemoryError: refuse_logged,
             500: refuse,
         },
     )
+    app.router.redirect_slashes = False  # a redirect would leave the body unread
+    return app
 
 
 def _bound(service: Service, handler: Handler) -> Callable[[Request], Awaitable[Response]]:

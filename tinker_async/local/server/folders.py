@@ -2,26 +2,35 @@
 
 A checkpoint is written into a folder aside, flushed to the disk and then renamed to
 its place; it exists from the moment its row is stored. Overwriting makes a second
-folder, so that the old one stays whole until the row points to the new one.
+folder, so that the old one stays whole until the row points to the new one. A folder
+that may have no row is marked: only such a one is removed at the next start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
+import structlog
 
+from tinker_async.errors import ConfigError
 from tinker_async.local.server.refusal import Refusal
 
 T = TypeVar("T")
+
+log = structlog.get_logger("tinker_async")
+
+_UNSAVED = ".unsaved"
+"""An empty file in a folder whose row is not stored yet, or about to go."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}")
 
@@ -46,11 +55,21 @@ class Folders:
     """The data directory. File work runs in one worker thread at a time."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Make the directories and sweep what an earlier server left aside. Blocks."""
-        self.root = data_dir
-        for name in ("aside", "snapshots"):
-            shutil.rmtree(data_dir / name, ignore_errors=True)
-            (data_dir / name).mkdir(parents=True)
+        """Make the directories and sweep what an earlier server left aside. Blocks.
+
+        Raises:
+            ConfigError: The data directory cannot be written.
+        """
+        self.root = data_dir.resolve()
+        try:
+            for name in ("aside", "snapshots"):
+                shutil.rmtree(self.root / name, ignore_errors=True)
+                (self.root / name).mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(
+                f"the data directory {data_dir} cannot be used: {error.strerror or error}",
+                hint="give another with --data-dir",
+            ) from error
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -62,7 +81,7 @@ class Folders:
     async def write_checkpoint(
         self, run_id: str, kind: str, name: str, fill: Callable[[Path], Awaitable[int]]
     ) -> tuple[str, int]:
-        """Let `fill` write a new folder, then move it to its place.
+        """Let `fill` write a new folder, then move it to its place; `keep` it when its row is stored.
 
         Returns:
             The folder, relative to the data directory, and its size in bytes.
@@ -83,15 +102,18 @@ class Folders:
     @staticmethod
     def _place(aside: Path, parent: Path, name: str) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
+        (aside / _UNSAVED).touch()
         for file in aside.iterdir():
             _flush(file)
         _flush(aside)
         final, version = parent / name, 1
         while final.exists():
             version += 1
-            final = parent / f"{name}~{version}"  # "~" is not in the alphabet of names
+            # "~" is not in the alphabet of names, and systems stop at 255 characters.
+            final = parent / f"{name[:200]}~{version}"
         aside.rename(final)
-        _flush(parent)
+        for folder in (parent, *parent.parents[:2]):  # they may be new as well
+            _flush(folder)
         return final
 
     def snapshot_folder(self, snapshot_id: str) -> Path:
@@ -100,9 +122,60 @@ class Folders:
         folder.mkdir()
         return folder
 
+    def inside(self, folder: str) -> Path:
+        """Return where a checkpoint's folder is.
+
+        Raises:
+            Refusal: 410, it is gone, or not a plain folder in the data directory (such as one
+                behind a symbolic link).
+        """
+        path = self.root / folder
+        if path != path.resolve() or not path.is_relative_to(self.root) or not path.is_dir():
+            raise Refusal(410, "the checkpoint's files are gone", field="path")
+        return path
+
+    def sweep(self, known: Collection[str]) -> None:
+        """Remove what saves and deletions left that were cut short. Blocks.
+
+        Args:
+            known: The folders that stored checkpoints have.
+        """
+        for mark in (self.root / "checkpoints").glob(f"*/*/*/{_UNSAVED}"):
+            if mark.parent.relative_to(self.root).as_posix() in known:
+                mark.unlink(missing_ok=True)
+            else:
+                log.warning("unfinished_checkpoint_removed", folder=mark.parent.name)
+                self._remove(mark.parent)
+
+    async def keep(self, folder: str) -> None:
+        """Note that the row of a new folder is stored."""
+        await self._mark(folder, Path.unlink)
+
+    async def doom(self, folder: str) -> None:
+        """Note that the row of a folder is about to go, and the folder after it."""
+        await self._mark(folder, Path.touch)
+
+    async def _mark(self, folder: str, how: Callable[[Path], None]) -> None:
+        def work() -> None:
+            # On a full disk there is no mark: then at worst a folder is left that is not listed.
+            with contextlib.suppress(OSError, Refusal):
+                how(self.inside(folder) / _UNSAVED)
+
+        await self.in_thread(work)
+
     async def remove(self, folder: str | Path) -> None:
-        """Remove a folder, as far as it exists."""
-        await self.in_thread(partial(shutil.rmtree, self.root / folder, ignore_errors=True))
+        """Remove a folder, as far as it exists. What is not in the data directory stays."""
+        await self.in_thread(partial(self._remove, self.root / folder))
+
+    def _remove(self, folder: Path) -> None:
+        place = folder.resolve()
+        if place == self.root or not place.is_relative_to(self.root):
+            return
+        aside = self.root / "aside" / secrets.token_hex(8)
+        # At once for whoever looks, and whatever of it a kill leaves is swept at the next start.
+        with contextlib.suppress(OSError):
+            folder = folder.rename(aside)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _safe(identifier: str) -> str:

@@ -82,6 +82,7 @@ async def host(
     folders = await anyio.to_thread.run_sync(Folders, site.data_dir)
     store = await anyio.to_thread.run_sync(Store, site.data_dir)
     try:
+        await anyio.to_thread.run_sync(folders.sweep, store.folders())
         service = Service(
             port=EnginePort(site.engine),
             card=site.card,

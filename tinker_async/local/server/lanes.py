@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from tinker_async.errors import InvalidInputError
+from tinker_async.local.server.budget import Budget
 from tinker_async.local.server.promises import Promise
 from tinker_async.local.server.refusal import Refusal
 
@@ -37,8 +38,9 @@ class _Entry(msgspec.Struct, frozen=True, eq=False):
 class Lane:
     """The queue of one model. `run` is its life; whoever starts it owns it."""
 
-    def __init__(self, *, limit: int, limit_bytes: int) -> None:
+    def __init__(self, *, limit: int, limit_bytes: int, shared: Budget | None = None) -> None:
         self._next = 1
+        self._shared = shared or Budget()
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._waiting_bytes = 0
@@ -82,6 +84,7 @@ class Lane:
             waiting >= self._limit or self._waiting_bytes + size_bytes > self._limit_bytes
         ):
             raise Refusal(429, "too many requests of this model are waiting", retry_after_s=1)
+        self._shared.check(size_bytes)
 
     def admit(
         self,
@@ -95,6 +98,7 @@ class Lane:
         """Queue an operation whose number is new; None means: after what is ready now."""
         entry = _Entry(promise, operation, size_bytes)
         self._waiting_bytes += size_bytes
+        self._shared.take(size_bytes)
         if seq_id is None:
             self._ready.append(entry)
         else:
@@ -126,7 +130,7 @@ class Lane:
         self._next = max(self._held) + 1
         entries, self._held = self._held, {}
         for entry in entries.values():
-            self._waiting_bytes -= entry.size_bytes
+            self._done_with(entry)
             entry.promise.settle(
                 InvalidInputError(f"request {missing} of this model never arrived", field="seq_id")
             )
@@ -136,11 +140,17 @@ class Lane:
         while not self._closed:
             while self._ready and not self._closed:
                 entry = self._ready.popleft()
-                await self._carry_out(entry)
-                self._waiting_bytes -= entry.size_bytes
+                try:
+                    await self._carry_out(entry)
+                finally:
+                    self._done_with(entry)
             if not self._closed:
                 self._wake = anyio.Event()
                 await self._wake.wait()
+
+    def _done_with(self, entry: _Entry) -> None:
+        self._waiting_bytes -= entry.size_bytes
+        self._shared.give_back(entry.size_bytes)
 
     async def _carry_out(self, entry: _Entry) -> None:
         if entry.promise.settled:
@@ -158,6 +168,7 @@ class Lane:
         """Fail all that waits; `run` returns after the operation that is running."""
         self._closed = True
         for entry in (*self._ready, *self._held.values()):
+            self._done_with(entry)
             entry.promise.settle(InvalidInputError(reason, field="model_id"))
         self._ready.clear()
         self._held.clear()

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from tinker_async.errors import InvalidInputError
+from tinker_async.local.server.faults import fault_of
 from tinker_async.local.server.refusal import Refusal
 from tinker_async.wire.messages import FailedResponse
 
@@ -86,6 +87,7 @@ def failed(error: BaseException) -> FailedResponse:
     """Return what a client is told about an exception of an operation."""
     if isinstance(error, InvalidInputError):
         return FailedResponse(error=str(error), category="user")
+    error = fault_of(error) or error
     return FailedResponse(error=f"{type(error).__name__}: {error}", category="server")
 
 
@@ -135,21 +137,27 @@ class PromiseBook:
             if gone is not None:
                 gone.forget()
 
-    def end_session(self, session_id: str, reason: str) -> list[Promise]:
-        """Fail what is pending and return it.
+    def end_session(self, session_id: str, reason: str, *, keep_unfetched: bool) -> list[Promise]:
+        """Fail what is pending and return it; free the results that were delivered.
 
-        What nobody has fetched becomes like what was delivered: it may leave.
+        A failed one stays, to tell why, until memory is short: it is small. So does what nobody
+        has fetched, if `keep_unfetched`, and is else freed.
         """
         pending: list[Promise] = []
-        for promise in list(self._promises.values()):
-            if promise.session_id != session_id:
-                continue
+        for promise in [p for p in self._promises.values() if p.session_id == session_id]:
             if not promise.settled:
                 pending.append(promise)
                 promise.settle(FailedResponse(error=reason, category="user"))
-            if promise.request_id not in self._delivered:
+                self.delivered(promise, 0)
+            elif keep_unfetched and promise.request_id not in self._delivered:
                 self.delivered(promise, _UNFETCHED_BYTES)
+            else:
+                self._drop(promise.request_id)
         return pending
+
+    def _drop(self, request_id: str) -> None:
+        self._delivered_bytes -= self._delivered.pop(request_id, 0)
+        self._promises.pop(request_id, None)
 
     def stop(self) -> None:
         """Answer every held poll now; the server is going down."""

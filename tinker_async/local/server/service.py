@@ -21,15 +21,19 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from tinker_async.data.params import LoraConfig
 from tinker_async.local.engine.jobs import DropModel, ModelCard
+from tinker_async.local.server.budget import Budget
 from tinker_async.local.server.folders import Folders
 from tinker_async.local.server.lanes import Lane
 from tinker_async.local.server.port import EnginePort
 from tinker_async.local.server.promises import Promise, PromiseBook
 from tinker_async.local.server.refusal import Refusal
 from tinker_async.local.server.snapshots import SnapshotPool
-from tinker_async.local.server.store import RunRow, SessionRow, Store, now
+from tinker_async.local.server.store import CheckpointRow, RunRow, SessionRow, Store, now
 
 log = structlog.get_logger("tinker_async")
+
+SILENT = "no heartbeat"
+"""How a session ends whose client is gone."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -46,7 +50,10 @@ class Limits(msgspec.Struct, frozen=True):
     delivered_bytes: int = 64 * 1024 * 1024
     lane_requests: int = 2048
     lane_bytes: int = 512 * 1024 * 1024
+    waiting_bytes: int = 1024 * 1024 * 1024
+    """Of all requests that wait or run, training and samples together."""
     samples_waiting: int = 4096
+    held_polls: int = 4096
     samples_remembered: int = 50_000
     """Of all samplers together; their repetitions get the same promise. Some 25 MB."""
     sequences_per_sample: int = 1024
@@ -124,6 +131,11 @@ class SampleMemory:
         if len(self._known) > self._limit:
             self._known.popitem(last=False)
 
+    def forget(self, sampler_ids: set[str]) -> None:
+        """Free what is known of samplers that are over."""
+        for key in [key for key in self._known if key[0] in sampler_ids]:
+            del self._known[key]
+
 
 class Service:
     """The state behind the endpoints. Use it inside the event loop that runs `run`."""
@@ -153,6 +165,8 @@ class Service:
         )
         self.samples = SampleMemory(limits.samples_remembered)
         self.samples_waiting = 0
+        self.held_polls = 0
+        self.waiting = Budget(limits.waiting_bytes)
         self._sessions: dict[str, Session] = {}
         self._models: dict[str, Model] = {}
         self._samplers: dict[str, Sampler] = {}
@@ -177,6 +191,10 @@ class Service:
         self._tasks.start_soon(work, *args)
 
     # --- looking up -----------------------------------------------------------
+
+    def is_live(self, session_id: str) -> bool:
+        """Whether a session is neither over nor unknown."""
+        return session_id in self._sessions
 
     def session(self, session_id: str, *, unknown_status: int = 404) -> Session:
         """Return a live session and note that its client lives.
@@ -256,21 +274,33 @@ class Service:
         return session
 
     async def end_session(self, session_id: str, how: str) -> None:
-        """End a session: its models are freed, its pending promises fail. The first end counts."""
+        """End a session: what it holds is freed, its pending promises fail. The first end counts."""
         session = self._sessions.pop(session_id, None)
         if session is None:
             return
         reason = f"the session {session_id} is over ({how})"
+        # First: what a lane fails would look like a result that nobody has fetched.
+        pending = self.promises.end_session(session_id, reason, keep_unfetched=how != SILENT)
         for model in self.models_of(session_id):
             self.close_model(model, reason)
-        for promise in self.promises.end_session(session_id, reason):
+        for promise in pending:
             self.port.cancel_sample(promise.request_id)
+        await self._free_samplers(session_id)
         session.row.ended = how
-        await self.store.put_session(session.row)
-        for sampler in self.samplers_of(session_id):
+        try:
+            await self.store.put_session(session.row)
+        except (OSError, sqlite3.Error):
+            # It is over all the same: a session that is stored as living is none after a restart.
+            log.exception("session_end_not_stored", session_id=session_id)
+
+    async def _free_samplers(self, session_id: str) -> None:
+        over = self.samplers_of(session_id)
+        for sampler in over:
             del self._samplers[sampler.id]
-            if sampler.snapshot_id is not None and sampler.model_path is None:
-                await self.snapshots.forget(sampler.snapshot_id)
+        self.samples.forget({sampler.id for sampler in over})
+        used = {sampler.snapshot_id for sampler in self._samplers.values()}
+        for snapshot_id in {sampler.snapshot_id for sampler in over} - used - {None}:
+            await self.snapshots.forget(str(snapshot_id))
 
     def open_model(
         self, session: Session, model_seq_id: int, lora: LoraConfig, metadata: dict[str, Any] | None
@@ -286,7 +316,11 @@ class Service:
             last_request_at=time,
             user_metadata=metadata,
         )
-        lane = Lane(limit=self.limits.lane_requests, limit_bytes=self.limits.lane_bytes)
+        lane = Lane(
+            limit=self.limits.lane_requests,
+            limit_bytes=self.limits.lane_bytes,
+            shared=self.waiting,
+        )
         model = Model(row, lane)
         self._models[row.run_id] = model
         self.start_soon(self._live, model)
@@ -305,6 +339,21 @@ class Service:
         """Make a sampling session known."""
         self._samplers[sampler.id] = sampler
 
+    async def delete_checkpoint(self, row: CheckpointRow) -> None:
+        """Forget a checkpoint, then remove its folder: it is never listed without its files.
+
+        On a disk so full that not even this can be written the folder goes first, to make room. A
+        kill between the two leaves a row without a folder, which a restart does not list.
+        """
+        await self.folders.doom(row.folder)
+        try:
+            await self.store.delete_checkpoint(row.path)
+        except sqlite3.Error:
+            await self.folders.remove(row.folder)
+            await self.store.delete_checkpoint(row.path)
+        else:
+            await self.folders.remove(row.folder)
+
     # --- housekeeping ---------------------------------------------------------
 
     async def _keep_house(self) -> None:
@@ -312,7 +361,7 @@ class Service:
         for session in self.live_sessions():
             if session.seen_s < silent_since_s:
                 log.warning("session_silent", session_id=session.id)
-                await self.end_session(session.id, "no heartbeat")
+                await self.end_session(session.id, SILENT)
         for model in list(self._models.values()):
             model.lane.give_up_gap(self.limits.gap_s)
             if model.touched:
@@ -324,8 +373,7 @@ class Service:
         time = now()
         for row in list(self.store.checkpoints.values()):
             if row.expires_at is not None and row.expires_at < time:
-                await self.store.delete_checkpoint(row.path)
-                await self.folders.remove(row.folder)
+                await self.delete_checkpoint(row)
 
     def statistics(self) -> dict[str, int]:
         """Return the sizes of everything that can grow."""
@@ -334,6 +382,8 @@ class Service:
             "models": len(self._models),
             "samplers": len(self._samplers),
             "samples_waiting": self.samples_waiting,
+            "held_polls": self.held_polls,
+            "waiting_bytes": self.waiting.used_bytes,
             "samples_remembered": len(self.samples),
             **self.promises.statistics(),
             **self.snapshots.statistics(),

@@ -92,7 +92,8 @@ class CheckpointRow(msgspec.Struct):
 class Store:
     """The three tables and their picture in memory.
 
-    A write gives its change to memory only after SQLite has it.
+    A write gives its change to memory only after SQLite has it. A checkpoint whose folder was
+    taken away is not shown, and shown again by the next server if the folder is back.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -104,18 +105,26 @@ class Store:
         self._limiter: anyio.CapacityLimiter | None = None
         file = data_dir / "engine.sqlite3"
         try:
-            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise _unusable(file, error) from error
+        self._db = db
+        try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
             self.sessions = {row.session_id: row for row in self._load("sessions", SessionRow)}
             self.runs = {row.run_id: row for row in self._load("runs", RunRow)}
-            self.checkpoints = {row.path: row for row in self._load("checkpoints", CheckpointRow)}
+            rows = list(self._load("checkpoints", CheckpointRow))
         except (sqlite3.Error, msgspec.DecodeError) as error:
-            raise ConfigError(
-                f"{file} cannot be used: {error}",
-                hint="give another directory with --data-dir",
-            ) from error
+            db.close()
+            raise _unusable(file, error) from error
+        self._folders = {row.folder for row in rows}
+        self.checkpoints = {row.path: row for row in rows if (data_dir / row.folder).is_dir()}
+
+    def folders(self) -> set[str]:
+        """Return the folders that stored checkpoints had when the file was opened."""
+        return self._folders
 
     def _load(self, table: str, type_: type[T]) -> Iterable[T]:
         for (body,) in self._db.execute(f"SELECT body FROM {table} ORDER BY rowid"):  # noqa: S608  # our own table names
@@ -183,6 +192,12 @@ class Store:
     def close(self) -> None:
         """Close the file. Blocks for a moment."""
         self._db.close()
+
+
+def _unusable(file: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{file} cannot be used: {error}", hint="give another directory with --data-dir"
+    )
 
 
 def now() -> datetime:

@@ -23,9 +23,8 @@ async def retrieve_future(service: Service, request: Request) -> Response:
     """Give a result, or `try_again` after holding the request for a while."""
     wanted = parse(await body_of(service, request), RetrieveFutureRequest)
     promise = service.promises.get(wanted.request_id)
-    with anyio.move_on_after(service.limits.hold_s):
-        while not (promise.settled or service.promises.stopping):
-            await promise.wait()
+    if not promise.settled:
+        await _hold(service, promise)
     if promise.settled:
         return _deliver(service, promise, request)
     if service.promises.stopping:
@@ -33,6 +32,19 @@ async def retrieve_future(service: Service, request: Request) -> Response:
     return answer(
         TryAgainResponse(request_id=promise.request_id, queue_state_reason=promise.waits_for)
     )
+
+
+async def _hold(service: Service, promise: Promise) -> None:
+    """Wait for a result, as long as a poll is held."""
+    if service.held_polls >= service.limits.held_polls:
+        raise Refusal(429, f"{service.held_polls} polls are held already", retry_after_s=1)
+    service.held_polls += 1
+    try:
+        with anyio.move_on_after(service.limits.hold_s):
+            while not (promise.settled or service.promises.stopping):
+                await promise.wait()
+    finally:
+        service.held_polls -= 1
 
 
 def _deliver(service: Service, promise: Promise, request: Request) -> Response:

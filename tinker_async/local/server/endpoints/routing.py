@@ -15,6 +15,9 @@ from tinker_async.local.server.service import Service
 
 T = TypeVar("T")
 
+_DIGITS = 19
+"""Fewer digits than this are a 64-bit number."""
+
 Handler: TypeAlias = Callable[[Service, Request], Awaitable[Response]]
 
 
@@ -39,7 +42,7 @@ def _number(request: Request, name: str, default: int) -> int:
     text = request.query_params.get(name)
     if text is None or text == "":
         return default
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < _DIGITS):
         raise Refusal(
             422, f"{name} must be a number that is not negative, got {text!r}", field=name
         )

@@ -49,8 +49,7 @@ async def list_checkpoints(service: Service, request: Request) -> Response:
 async def delete_checkpoint(service: Service, request: Request) -> Response:
     """Delete a checkpoint. Samplers that have it in memory go on."""
     row = _checkpoint(service, request)
-    await service.store.delete_checkpoint(row.path)
-    await service.folders.remove(row.folder)
+    await service.delete_checkpoint(row)
     return Response(status_code=204)
 
 

@@ -36,8 +36,8 @@ async def create_sampling_session(service: Service, request: Request) -> Respons
     wanted = parse(body, CreateSamplingSessionRequest)
     session = service.session(wanted.session_id)
     number = wanted.sampling_session_seq_id
-    if number < 0:
-        raise Refusal(422, "must not be negative", field="sampling_session_seq_id")
+    if not 0 <= number < 2**63:
+        raise Refusal(422, "must be a 64-bit number >= 0", field="sampling_session_seq_id")
     known = session.samplers.get(number)
     if known is None:
         sampler = _open(service, f"{session.id}:sample:{number}", wanted)
@@ -61,7 +61,7 @@ def _open(service: Service, sampler_id: str, wanted: CreateSamplingSessionReques
         return Sampler(sampler_id, wanted.session_id, None, None)
     row = checkpoint_at(service, wanted.model_path, field="model_path")
     check_base_model(service, row.base_model)
-    service.snapshots.register(row.folder, service.folders.root / row.folder)
+    service.snapshots.register(row.folder, service.folders.inside(row.folder))
     return Sampler(sampler_id, wanted.session_id, row.folder, wanted.model_path)
 
 
@@ -86,13 +86,14 @@ async def asample(service: Service, request: Request) -> Response:
     if known is not None:
         return _promised(known, _sequence_ids(sampler, wanted))
     _check(service, wanted)
+    service.waiting.check(len(body.data))
     ids = _sequence_ids(sampler, wanted)
     promise = service.promises.make("sample", session_id=sampler.session_id)
     if wanted.seq_id is None:
         sampler.unnumbered += 1
     else:
         service.samples.remember(sampler, wanted.seq_id, body.digest, promise)
-    _start(service, sampler, promise, wanted, ids)
+    _start(service, sampler, promise, wanted, ids, size_bytes=len(body.data))
     return _promised(promise, ids)
 
 
@@ -129,7 +130,13 @@ def _check(service: Service, wanted: SampleRequest) -> None:
 
 
 def _start(
-    service: Service, sampler: Sampler, promise: Promise, wanted: SampleRequest, ids: list[str]
+    service: Service,
+    sampler: Sampler,
+    promise: Promise,
+    wanted: SampleRequest,
+    ids: list[str],
+    *,
+    size_bytes: int,
 ) -> None:
     job = Sample(
         prompt=wanted.prompt.to_numpy(),
@@ -142,7 +149,9 @@ def _start(
         key=promise.request_id,
     )
     service.samples_waiting += 1
-    finish = partial(_finish, service, sampler, promise, wanted.prompt_logprobs_last_n, ids)
+    service.waiting.take(size_bytes)
+    last_n = wanted.prompt_logprobs_last_n
+    finish = partial(_finish, service, sampler, promise, last_n, ids, size_bytes=size_bytes)
     if sampler.snapshot_id is None or service.snapshots.pin_now(sampler.snapshot_id):
         service.port.submit(job, finish)
     else:
@@ -176,9 +185,11 @@ def _finish(
     ids: list[str],
     result: Any,
     *,
+    size_bytes: int,
     pinned: bool = True,
 ) -> None:
     service.samples_waiting -= 1
+    service.waiting.give_back(size_bytes)
     if pinned and sampler.snapshot_id is not None:
         service.snapshots.unpin(sampler.snapshot_id)
     if isinstance(result, SampleResponse):

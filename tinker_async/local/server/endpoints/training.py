@@ -15,6 +15,7 @@ from tinker_async.data.results import GetInfoResponse, ModelData
 from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine.jobs import CreateModel, ForwardBackward, Job, OptimStep
 from tinker_async.local.server.endpoints.routing import Handler, body_of
+from tinker_async.local.server.faults import fault_of
 from tinker_async.local.server.http import Body, answer, parse
 from tinker_async.local.server.lanes import Operation
 from tinker_async.local.server.promises import Kind, Promise
@@ -108,10 +109,10 @@ def begin_model(
 async def _make(service: Service, model: Model, job: Job, result: Any) -> Any:
     try:
         await service.port.run(job)
+        await service.store.put_run(model.row)
     except BaseException as error:
-        service.close_model(model, f"the model could not be made: {error}")
+        service.close_model(model, f"the model could not be made: {fault_of(error) or error}")
         raise
-    await service.store.put_run(model.row)
     return result
 
 
@@ -139,9 +140,9 @@ async def create_model(service: Service, request: Request) -> Response:
 
 
 def check_model_seq_id(model_seq_id: int) -> None:
-    """Refuse a negative number with 422."""
-    if model_seq_id < 0:
-        raise Refusal(422, "model_seq_id must not be negative", field="model_seq_id")
+    """Refuse with 422 what is negative or too large to be part of a file name."""
+    if not 0 <= model_seq_id < 2**63:
+        raise Refusal(422, "model_seq_id must be a 64-bit number >= 0", field="model_seq_id")
 
 
 def check_base_model(service: Service, name: str) -> None:

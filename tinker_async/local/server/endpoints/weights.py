@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,14 @@ async def _save(service: Service, model: Model, save: _Save) -> str:
         expires_at=save.expires_at,
         user_metadata=save.user_metadata,
     )
-    await service.store.put_checkpoint(row)
+    try:
+        if old is not None:
+            await service.folders.doom(old.folder)
+        await service.store.put_checkpoint(row)
+    except sqlite3.Error:
+        await service.folders.remove(folder)
+        raise
+    await service.folders.keep(folder)
     if old is not None:
         await service.folders.remove(old.folder)
     return path
@@ -159,9 +167,16 @@ async def _take_snapshot(
     # Both copies are of the same weights: nothing else of this model runs in between.
     # The one on disk is what the snapshot comes back from when memory was short.
     folder = service.folders.snapshot_folder(sampler_id)
-    await service.port.run(SaveSampler(model_id, folder))
-    await service.port.run(TakeSnapshot(model_id, sampler_id))
+    try:
+        await service.port.run(SaveSampler(model_id, folder))
+        await service.port.run(TakeSnapshot(model_id, sampler_id))
+    except BaseException:
+        await service.folders.remove(folder)
+        raise
     await service.snapshots.adopt(sampler_id, folder)
+    if not service.is_live(model.row.session_id):  # it ended meanwhile, and freed what it had
+        await service.snapshots.forget(sampler_id)
+        raise InvalidInputError("the session is over", field="model_id")
     service.add_sampler(Sampler(sampler_id, model.row.session_id, sampler_id, None))
     return SaveWeightsForSamplerResult(sampling_session_id=sampler_id)
 
@@ -175,7 +190,7 @@ async def load_weights(service: Service, request: Request) -> Response:
     check_optimizer(wanted.optimizer_config)
     # Clients of the 0.4 era do not send the field and expect everything back.
     optimizer = True if wanted.optimizer is None else wanted.optimizer
-    load = partial(LoadModel, folder=service.folders.root / row.folder, optimizer=optimizer)
+    load = partial(LoadModel, folder=service.folders.inside(row.folder), optimizer=optimizer)
     if wanted.model_id is not None:
         return _load_into(service, wanted, body, load(wanted.model_id))
     if wanted.session_id is None or wanted.model_seq_id is None:
