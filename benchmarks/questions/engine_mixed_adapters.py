@@ -21,7 +21,7 @@ def ask(bench: Bench) -> list[Row]:
             "model": "smollm2-135m",
             "adapters": adapters,
             "prompt": 64,
-            "new_tokens": bench.scaled(64, least=4),
+            "new_tokens": bench.scaled(32, least=4),
             "at_once": 64,
             "number": 64,
         }

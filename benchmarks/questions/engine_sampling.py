@@ -39,7 +39,7 @@ def ask(bench: Bench) -> list[Row]:
 def _against_generate(bench: Bench) -> list[Row]:
     new_tokens = bench.scaled(64, least=4)
     many = {"prompt": 64, "new_tokens": new_tokens, "at_once": 64, "number": 64}
-    single = {**many, "at_once": 1, "number": bench.scaled(8, least=1)}
+    single = {**many, "at_once": 1, "number": bench.scaled(4, least=1)}
 
     def engine_itself(task: dict[str, int]) -> Figures:
         asked = {"scenario": "sampling", "model": "smollm2-135m", **task}
@@ -109,7 +109,7 @@ def _samples_row(
     bench: Bench, asked: dict[str, tuple[servers.Server, str | None]], at_once: int
 ) -> Row:
     task = {
-        "at_once": at_once, "number": bench.scaled(1024, least=at_once), "warm_up": 2 * at_once,
+        "at_once": at_once, "number": bench.scaled(512, least=at_once), "warm_up": 2 * at_once,
         "prompt": 16, "new_tokens": 16,
     }  # fmt: skip
     found = bench.interleave(

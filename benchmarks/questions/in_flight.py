@@ -25,7 +25,7 @@ def ask(bench: Bench) -> list[Row]:
                     ),
                     "many": lambda who=who: bench.client(  # type: ignore[misc]
                         who, stub, "samples", switches="/c50000", in_flight=many,
-                        number=many, warm_up=_FEW, delay_ms=12_000 if not bench.quick else 2000,
+                        number=many, warm_up=_FEW, delay_ms=6000 if not bench.quick else 2000,
                     ),
                 }
             )  # fmt: skip

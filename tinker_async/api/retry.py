@@ -15,6 +15,8 @@ import msgspec
 
 from tinker_async.errors import APIStatusError, TinkerError
 
+spread = random.Random().random  # noqa: S311  # jitter, no secret
+"""Numbers in [0, 1) of our own: workers that seed `random` alike must not repeat alike."""
 _JITTER = 0.25
 """A delay is shortened by up to this share, so that clients do not march in step."""
 
@@ -42,7 +44,7 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         *,
         attempt: int,
         failing_for_s: float,
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = spread,
     ) -> float | None:
         """Return the seconds to wait before the next attempt, or None to give up.
 
@@ -59,7 +61,7 @@ class RetryPolicy(msgspec.Struct, frozen=True):
             delay = max(delay, min(error.retry_after_s, self.max_server_s))
         return delay if failing_for_s + delay <= self.window_s else None
 
-    def pause_s(self, failures: int, *, jitter: Callable[[], float] = random.random) -> float:
+    def pause_s(self, failures: int, *, jitter: Callable[[], float] = spread) -> float:
         """Return a pause of our own choosing after so many failures before this one."""
         pause_s = min(self.base_s * 2.0 ** min(failures, 30), self.max_s)
         return pause_s * (1 - _JITTER * jitter())

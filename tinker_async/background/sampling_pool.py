@@ -7,14 +7,13 @@ paused queue makes every submission wait; polls go on.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Hashable
 
 import anyio
 import msgspec
 
 from tinker_async.api.calls import Caller
-from tinker_async.api.retry import RetryPolicy
+from tinker_async.api.retry import RetryPolicy, spread
 from tinker_async.background.limits import Budget, BudgetStatistics
 from tinker_async.background.pressure import Pressure
 from tinker_async.background.queue_gate import QueueGate
@@ -97,7 +96,7 @@ class SamplingPool:
                 return
             if back_off_s > queue_s:
                 # Spread the restart, so that the waiters do not come back as one.
-                await anyio.sleep(back_off_s * (1 + 0.1 * random.random()))  # noqa: S311  # jitter, no secret
+                await anyio.sleep(back_off_s * (1 + 0.1 * spread()))
             else:
                 with anyio.move_on_after(queue_s):
                     await self._opened.wait()
