@@ -18,6 +18,7 @@ from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine.jobs import ModelCard
 from tinker_async.local.engine.losses import Loss
 
+_MOST_TARGETS = 1 << 26
 _TARGETS = "target_tokens"
 _OPTIONAL = frozenset({"weights"})
 
@@ -154,6 +155,13 @@ def _read_targets(
         field,
         f"must have shape ({length},) or ({length}, K), as model_input has {length} tokens; "
         f"got {shape}",
+    )
+    # A few bytes of CSR can name any shape: look at it before it is laid out.
+    _check(
+        shape[-1] <= card.vocab_size and length * shape[-1] <= _MOST_TARGETS,
+        field,
+        f"has {shape[-1]} targets a token; at most {card.vocab_size} (the vocabulary), and "
+        f"{_MOST_TARGETS} in one datum",
     )
     targets: npt.NDArray[np.int64] = tensor.to_numpy()
     _check_tokens(targets, field, card)

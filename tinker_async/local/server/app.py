@@ -20,12 +20,13 @@ from tinker_async.local.server.service import Service
 
 PREFIX = "/api/v1"
 
+# The most frequent first: Starlette tries one after the other.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    *sessions.ROUTES,
-    *training.ROUTES,
-    *weights.ROUTES,
-    *sampling.ROUTES,
     *futures.ROUTES,
+    *sampling.ROUTES,
+    *training.ROUTES,
+    *sessions.ROUTES,
+    *weights.ROUTES,
     *runs.ROUTES,
 )
 

@@ -23,3 +23,14 @@ class Refusal(Exception):  # noqa: N818  # an answer, not a failure of ours
         self.detail = detail
         self.field = field
         self.retry_after_s = retry_after_s
+
+
+def checked_number(number: int, field: str) -> int:
+    """Return a number that a client counts models, samplers or requests with.
+
+    Raises:
+        Refusal: It does not fit into 64 bits, and so into no name and no column.
+    """
+    if not 0 <= number < 2**63:
+        raise Refusal(422, "must be a 64-bit number >= 0", field=field)
+    return number

@@ -18,7 +18,7 @@ from tinker_async.local.server.endpoints.training import check_base_model
 from tinker_async.local.server.endpoints.weights import checkpoint_at
 from tinker_async.local.server.http import answer, parse
 from tinker_async.local.server.promises import Promise
-from tinker_async.local.server.refusal import Refusal
+from tinker_async.local.server.refusal import Refusal, checked_number
 from tinker_async.local.server.service import Sampler, Service
 from tinker_async.local.server.snapshots import SnapshotGoneError
 from tinker_async.wire.messages import (
@@ -35,9 +35,7 @@ async def create_sampling_session(service: Service, request: Request) -> Respons
     body = await body_of(service, request)
     wanted = parse(body, CreateSamplingSessionRequest)
     session = service.session(wanted.session_id)
-    number = wanted.sampling_session_seq_id
-    if not 0 <= number < 2**63:
-        raise Refusal(422, "must be a 64-bit number >= 0", field="sampling_session_seq_id")
+    number = checked_number(wanted.sampling_session_seq_id, "sampling_session_seq_id")
     known = session.samplers.get(number)
     if known is None:
         sampler = _open(service, f"{session.id}:sample:{number}", wanted)

@@ -19,7 +19,7 @@ from tinker_async.local.server.faults import fault_of
 from tinker_async.local.server.http import Body, answer, parse
 from tinker_async.local.server.lanes import Operation
 from tinker_async.local.server.promises import Kind, Promise
-from tinker_async.local.server.refusal import Refusal
+from tinker_async.local.server.refusal import Refusal, checked_number
 from tinker_async.local.server.service import Model, Service, Session
 from tinker_async.local.server.store import now
 from tinker_async.wire.messages import (
@@ -121,7 +121,7 @@ async def create_model(service: Service, request: Request) -> Response:
     body = await body_of(service, request)
     wanted = parse(body, CreateModelRequest)
     session = service.session(wanted.session_id)
-    check_model_seq_id(wanted.model_seq_id)
+    checked_number(wanted.model_seq_id, "model_seq_id")
     check_base_model(service, wanted.base_model)
     check_optimizer(wanted.optimizer_config)
     model_id = f"{session.id}:train:{wanted.model_seq_id}"
@@ -137,12 +137,6 @@ async def create_model(service: Service, request: Request) -> Response:
         result=CreateModelResponse(model_id=model_id),
     )
     return promised(promise)
-
-
-def check_model_seq_id(model_seq_id: int) -> None:
-    """Refuse with 422 what is negative or too large to be part of a file name."""
-    if not 0 <= model_seq_id < 2**63:
-        raise Refusal(422, "model_seq_id must be a 64-bit number >= 0", field="model_seq_id")
 
 
 def check_base_model(service: Service, name: str) -> None:

@@ -19,14 +19,13 @@ from tinker_async.local.server.endpoints.routing import Handler, body_of
 from tinker_async.local.server.endpoints.training import (
     begin_model,
     check_base_model,
-    check_model_seq_id,
     check_optimizer,
     enqueue,
     promised,
 )
 from tinker_async.local.server.folders import check_name
 from tinker_async.local.server.http import Body, answer, parse
-from tinker_async.local.server.refusal import Refusal
+from tinker_async.local.server.refusal import Refusal, checked_number
 from tinker_async.local.server.service import Model, Sampler, Service, expiry
 from tinker_async.local.server.store import CheckpointRow, now
 from tinker_async.wire.messages import (
@@ -75,7 +74,8 @@ async def save_weights_for_sampler(service: Service, request: Request) -> Respon
     if wanted.sampling_session_seq_id is not None:
         if wanted.path is not None:
             raise Refusal(400, "path and sampling_session_seq_id exclude each other", field="path")
-        return _save_ephemeral(service, model, wanted, wanted.sampling_session_seq_id, body)
+        number = checked_number(wanted.sampling_session_seq_id, "sampling_session_seq_id")
+        return _save_ephemeral(service, model, wanted, number, body)
     save = _Save(
         "sampler_weights",
         _name(wanted.path, wanted.seq_id),
@@ -200,7 +200,7 @@ async def load_weights(service: Service, request: Request) -> Response:
     if wanted.base_model is not None:
         check_base_model(service, wanted.base_model)
     session = service.session(wanted.session_id)
-    check_model_seq_id(wanted.model_seq_id)
+    checked_number(wanted.model_seq_id, "model_seq_id")
     model_id = f"{session.id}:train:{wanted.model_seq_id}"
     promise = begin_model(
         service,
