@@ -112,7 +112,7 @@ def test_the_command_of_the_wheel_tells_its_version(wheel: Path, project: dict[s
     """The entry point exists and runs."""
     code = """
 from importlib.metadata import distribution
-(command,) = distribution("tinker-async").entry_points
+(command,) = distribution("tinker-async").entry_points.select(group="console_scripts")
 print(command.group, command.name, flush=True)
 command.load()(["--version"], prog_name=command.name)
 """

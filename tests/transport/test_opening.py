@@ -238,6 +238,24 @@ async def test_a_group_that_the_block_raises_is_left_as_it_is() -> None:
     assert caught.value is mine
 
 
+class _Interrupt(BaseException):
+    """Stands for Ctrl-C, which no loop lets a test raise in a task."""
+
+
+async def test_an_interrupt_in_a_task_of_the_transport_leaves_instead_of_its_consequence() -> None:
+    """Trio raises Ctrl-C in any task; the block, which it cancels, must not hide it."""
+
+    async def interrupted() -> None:
+        raise _Interrupt
+
+    with anyio.fail_after(BOUND_S):
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with open_transport("http://127.0.0.1:1") as transport:
+                transport._tasks.start_soon(interrupted)  # where Ctrl-C may fall
+                await anyio.sleep_forever()
+    assert caught.group_contains(_Interrupt)
+
+
 async def test_cancelling_the_block_is_cancellation_and_nothing_else() -> None:
     """A cancel scope around the block works as around any other."""
     with anyio.fail_after(BOUND_S):

@@ -234,8 +234,10 @@ async def open_transport(
                 await transport.close()
                 tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # Our tasks handle their own failures, so a group around one error holds the block's.
-        if failure is None or len(group.exceptions) != 1:
+        # Our tasks handle their own failures, so a group around one error holds the block's. But
+        # trio raises Ctrl-C in any task: then the block was cancelled, and the group says why.
+        cancelled = isinstance(failure, anyio.get_cancelled_exc_class())
+        if failure is None or cancelled or len(group.exceptions) != 1:
             raise
     if failure is not None:
         try:
