@@ -1,10 +1,11 @@
-"""Fixtures for all tests: each async test runs on asyncio, asyncio with uvloop, and trio."""
+"""For all tests: each async one runs on asyncio, asyncio with uvloop, and trio; none tells a key."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from support.leaks import pytest_configure, pytest_runtest_makereport  # noqa: F401  # hooks
 
 
 @pytest.fixture(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,16 @@ def test_an_incomplete_folder_names_the_missing_file(folder: Path, missing: str)
 
 
 def test_all_shards_of_an_index_must_be_there(folder: Path) -> None:
-    """Weights in several files count as complete when each of them exists."""
+    """Weights in several files count as complete when each of them is there, and whole."""
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError, match=r"model-2\.safetensors is missing"):
         resolve_model(str(folder))
     (folder / "model-2.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"model-2\.safetensors cannot be read"):
+        resolve_model(str(folder))
+    shutil.copy(folder / "model-1.safetensors", folder / "model-2.safetensors")
     assert folder == resolve_model(str(folder)).folder
 
 

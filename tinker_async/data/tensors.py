@@ -31,6 +31,12 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
 }
 
+_MOST_DIMENSIONS = 64
+_MOST_BYTES = 2**63 - 1
+"""numpy's limits."""
+_ITEM_BYTES = 8
+"""Of the larger element type."""
+
 _LIST_DTYPES: dict[str, DType] = {
     "target_tokens": "int64",
     "weights": "float32",
@@ -74,8 +80,7 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         msgspec.structs.force_setattr(self, "data", _flat(self.data, self.dtype))
         if self.shape is not None:
             msgspec.structs.force_setattr(self, "shape", tuple(int(n) for n in self.shape))
-            if min(self.shape, default=0) < 0:
-                raise InvalidInputError(f"shape {self.shape} has a negative size", field="shape")
+            _check_sizes(self.shape)
         if self.is_sparse:
             self._check_csr()
         elif self.shape is not None and math.prod(self.shape) != self.data.size:
@@ -262,6 +267,15 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         )
 
     __hash__ = None  # type: ignore[assignment]  # buffers can change: not hashable
+
+
+def _check_sizes(shape: tuple[int, ...]) -> None:
+    """Refuse what no array can have, also where a size of 0 makes it an empty one."""
+    if min(shape, default=0) < 0:
+        raise InvalidInputError(f"shape {shape} has a negative size", field="shape")
+    cells = math.prod(size for size in shape if size)
+    if len(shape) > _MOST_DIMENSIONS or cells * _ITEM_BYTES > _MOST_BYTES:
+        raise InvalidInputError(f"no array can have the shape {shape}", field="shape")
 
 
 def _flat(data: Any, dtype: DType) -> npt.NDArray[Any]:

@@ -12,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tinker_async.errors import ConfigError
+from tinker_async.local.gguf_header import check_gguf
 from tinker_async.local.tiny import write_metadata
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tinker_async.local.cache import Progress
+
+_BAD_FILE = (ValueError, LookupError, TypeError, OverflowError, AttributeError)
+"""What `gguf`, numpy and `tokenizers` make of bytes that are not what they seem."""
 
 SMOLLM2_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -66,19 +70,32 @@ def convert_smollm2(gguf_file: Path, folder: Path, *, progress: Progress) -> Non
     """Write weights, tokenizer and configuration into `folder` (538 MB, some seconds).
 
     Raises:
-        ConfigError: The file's tensors are not those of the model.
+        ConfigError: The file is not GGUF, or its tensors are not those of the model.
     """
-    from gguf import GGUFReader  # noqa: PLC0415  # an optional extra, loaded on use
-    from safetensors.numpy import save_file  # noqa: PLC0415  # as above
+    from safetensors.numpy import save_file  # noqa: PLC0415  # an optional extra, loaded on use
 
     progress("reading", 0, None)
-    reader = GGUFReader(gguf_file)
-    weights = _weights(reader, progress)
+    try:
+        check_gguf(gguf_file)
+        weights, tokenizer, template = _read(gguf_file, progress)
+    except _BAD_FILE as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{gguf_file.name} is not a GGUF file of the model: {error}") from error
     progress("saving", 0, None)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _tokenizer(reader).save(str(folder / "tokenizer.json"))
-    template = str(_field(reader, "tokenizer.chat_template"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     write_metadata(folder, SMOLLM2_CONFIG, chat_template=template)
+
+
+def _read(
+    gguf_file: Path, progress: Progress
+) -> tuple[dict[str, npt.NDArray[np.float32]], Any, str]:
+    from gguf import GGUFReader  # noqa: PLC0415  # an optional extra, loaded on use
+
+    reader = GGUFReader(gguf_file)
+    weights = _weights(reader, progress)
+    return weights, _tokenizer(reader), str(_field(reader, "tokenizer.chat_template"))
 
 
 def _field(reader: Any, name: str) -> Any:
@@ -142,7 +159,10 @@ def _tokenizer(reader: Any) -> Any:
     kinds = _field(reader, "tokenizer.ggml.token_type")
     merges = [tuple(pair.split(" ")) for pair in _field(reader, "tokenizer.ggml.merges")]
     vocab = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # the library raises bare Exception for all failures
+        raise ConfigError(f"the GGUF file's tokenizer makes no sense: {error}") from error
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ SHA-256 of {Path(SMOLLM2_SOURCE.member).name}: {SMOLLM2_SOURCE.member_sha256}
 _RECIPE = 1
 """Raised when a built-in folder's content changes, so that older caches are not used."""
 
+_MOST_JSON_BYTES = 64 << 20
+"""Of `config.json` and of an index, which has a line for each tensor."""
+_SHARD = re.compile(r"[^/\\\0]{1,200}\.safetensors")
+
 _MISTRAL_DEFAULT_WINDOW = 4096
 """What transformers assumes when a Mistral `config.json` does not say."""
 
@@ -105,7 +110,8 @@ def check_architecture(config: dict[str, Any]) -> None:
     family = str(config.get("model_type", "unknown"))
     reason = _why_unsupported(config, family)
     if reason is not None:
-        architecture = ", ".join(config.get("architectures") or [family])
+        named = config.get("architectures")
+        architecture = ", ".join(map(str, named)) if named and isinstance(named, list) else family
         raise ConfigError(
             f"{architecture} is not supported: {reason}",
             hint="the engine runs full-attention decoders of the families "
@@ -116,7 +122,9 @@ def check_architecture(config: dict[str, Any]) -> None:
 def _why_unsupported(config: dict[str, Any], family: str) -> str | None:
     if config.get("is_encoder_decoder"):
         return "it is an encoder-decoder"
-    other = {str(kind) for kind in config.get("layer_types") or ()} - {"full_attention"}
+    layers = config.get("layer_types") or []
+    kinds = layers if isinstance(layers, list) else [layers]
+    other = {str(kind) for kind in kinds} - {"full_attention"}
     if other:
         return f"it has layers of {', '.join(sorted(other))}"
     if family not in SUPPORTED_FAMILIES:
@@ -173,7 +181,11 @@ def _require(*modules: str) -> None:
 
 def _local_folder(spec: str) -> ModelFolder:
     name, equals, path = spec.partition("=")
-    folder = Path(path if equals else spec).expanduser().absolute()
+    try:
+        folder = Path(path if equals else spec).expanduser().absolute()
+        folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a NUL
+        raise ConfigError(f"{spec[:200]!r} is not the path of a folder: {error}") from error
     name = name.strip() if equals else folder.name
     if not name or not (path if equals else spec).strip() or not (equals or folder.is_dir()):
         raise ConfigError(
@@ -195,11 +207,36 @@ def _read_config(folder: Path) -> dict[str, Any]:
     shards = {"model.safetensors"}
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(_read_json(index).get("weight_map", {}).values())
+        shards = _shards(index)
     for shard in sorted(shards):
         if not (folder / shard).is_file():
             raise _incomplete(folder, shard)
+        _check_weights(folder / shard)
     return config
+
+
+def _shards(index: Path) -> set[str]:
+    """Return the names of the files that an index divides the weights into."""
+    places = _read_json(index).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
+        raise ConfigError(f"{index} does not name the safetensors files beside it")
+    return set(names)
+
+
+def _check_weights(file: Path) -> None:
+    """Refuse a safetensors file whose header does not describe what is behind it."""
+    _require("safetensors")
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # an extra, loaded on use
+
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {error}",
+            hint="the file is damaged or not whole: fetch it again",
+        ) from error
 
 
 def _incomplete(folder: Path, missing: str) -> ConfigError:
@@ -211,8 +248,12 @@ def _incomplete(folder: Path, missing: str) -> ConfigError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ConfigError(f"cannot read {path}: larger than {_MOST_JSON_BYTES} bytes")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"cannot read {path}: it is not a JSON object")
