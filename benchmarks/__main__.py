@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import readme, report
 from benchmarks.harness import ROOT, Bench, BenchmarkFailedError
 from benchmarks.questions import CLIENT, ENGINE
 from benchmarks.rows import Row
@@ -63,6 +63,13 @@ def _load(path: Path) -> dict[str, Any]:
     return {"facts": {}, "rows": []}
 
 
+def _write(folder: Path, rows: list[Row], facts: dict[str, Any]) -> None:
+    report.write(folder, rows, facts)
+    if folder == ROOT / "benchmarks":
+        path = ROOT / "README.md"
+        path.write_text(readme.replaced(path.read_text(encoding="utf-8"), rows, facts), "utf-8")
+
+
 def main() -> None:
     """Ask the questions that were chosen; rows of the others stay as they were."""
     options = _arguments(sys.argv[1:])
@@ -82,7 +89,7 @@ def main() -> None:
         official_python=options.official,
     )
     if options.report:
-        report.write(folder, list(rows.values()), known["facts"])
+        _write(folder, list(rows.values()), known["facts"])
         return
     if not bench.has_official:
         print("the official client's environment is missing: `make bench` makes it")
@@ -110,7 +117,7 @@ def main() -> None:
         print(f"  {time.monotonic() - start:.0f} s", flush=True)
         saved = {"facts": facts, "rows": [row.to_json() for row in rows.values()]}
         path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
-        report.write(folder, list(rows.values()), facts)
+        _write(folder, list(rows.values()), facts)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -54,7 +54,8 @@ def save_training(base: BaseModel, model: TrainedModel, folder: Path) -> int:
     _save_adapter(base, model.adapter, folder, kind="training", steps=model.steps)
     state = model.optimizer.state
     tensors = {
-        f"{name}/{moment}": state[parameter][moment].cpu()
+        # A copy, since parameters may share their step.
+        f"{name}/{moment}": state[parameter][moment].to("cpu", copy=moment == "step")
         for name, parameter in model.adapter.weights.items()
         if parameter in state
         for moment in _MOMENTS

@@ -24,6 +24,7 @@ from tinker_async.local.engine.base import BaseModel
 from tinker_async.local.engine.batches import Batch, collate, micro_batches, read_rows
 from tinker_async.local.engine.head import Scores, score
 from tinker_async.local.engine.losses import Loss, make_loss
+from tinker_async.local.engine.optimizer import AdamW
 
 MICRO_BATCH_TOKENS = 256
 """Padded tokens computed at once. As many a CPU second as with more, or a few percent above, in
@@ -35,7 +36,7 @@ class TrainedModel:
     """An adapter in training, with its optimizer. Gradients wait in `Parameter.grad`."""
 
     adapter: Adapter
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     steps: int = 0
     """optimizer steps taken"""
 
@@ -52,10 +53,7 @@ class TrainedModel:
     def of(cls, adapter: Adapter) -> TrainedModel:
         """Give a trainable adapter a fresh optimizer."""
         parameters = list(adapter.weights.values())
-        # Fixed, not left to torch's choice by device and version: the order of operations
-        # decides the last bits. Fused is the fastest for small and for large adapters.
-        optimizer = torch.optim.AdamW(parameters, fused=True)
-        return cls(adapter=adapter, optimizer=optimizer)
+        return cls(adapter=adapter, optimizer=AdamW(parameters))
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -114,16 +112,14 @@ def optim_step(model: TrainedModel, adam: AdamParams) -> OptimStepResponse:
     step without any `forward_backward` before it changes nothing but the step count.
     Metrics are `grad_norm` (global, before clipping) and `learning_rate`.
     """
-    parameters = [p for p in model.parameters if p.grad is not None]
-    limit = adam.grad_clip_norm or float("inf")
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=False) if parameters else 0.0
-    (group,) = model.optimizer.param_groups
-    group["lr"] = adam.learning_rate
-    group["betas"] = (adam.beta1, adam.beta2)
-    group["eps"] = adam.eps
-    group["weight_decay"] = adam.weight_decay
-    model.optimizer.step()
-    model.optimizer.zero_grad(set_to_none=True)
+    gradients = [p.grad for p in model.parameters if p.grad is not None]
+    norm = _norm(gradients)
+    if adam.grad_clip_norm:
+        factor = torch.clamp(adam.grad_clip_norm / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, factor)
+    model.optimizer.step(adam)
+    for parameter in model.parameters:
+        parameter.grad = None
     model.steps += 1
     return OptimStepResponse(
         metrics={"grad_norm": float(norm), "learning_rate": adam.learning_rate}
@@ -228,8 +224,17 @@ class _GradientScope:
         ]
 
 
-def _finite(gradients: Sequence[torch.Tensor]) -> bool:
+def _finite(gradients: list[torch.Tensor]) -> bool:
     # The norm tells at once; should it overflow, finite gradients are still good.
-    return math.isfinite(torch.nn.utils.get_total_norm(gradients).item()) or all(
+    return math.isfinite(_norm(gradients).item()) or all(
         bool(torch.isfinite(gradient).all()) for gradient in gradients
     )
+
+
+def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Return the length of all gradients together."""
+    if not gradients:
+        return torch.zeros(())
+    norms = torch._foreach_norm(gradients)  # noqa: SLF001  # as torch's own clipping has it
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([*norms]))
+    return norm
