@@ -39,7 +39,7 @@ def ask(bench: Bench) -> list[Row]:
 def _against_generate(bench: Bench) -> list[Row]:
     new_tokens = bench.scaled(64, least=4)
     many = {"prompt": 64, "new_tokens": new_tokens, "at_once": 64, "number": 64}
-    single = {**many, "at_once": 1, "number": bench.scaled(4, least=1)}
+    single = {**many, "at_once": 1, "number": bench.scaled(2, least=1)}
 
     def engine_itself(task: dict[str, int]) -> Figures:
         asked = {"scenario": "sampling", "model": "smollm2-135m", **task}
