@@ -15,6 +15,8 @@ class TinkerError(Exception):
     """Base of all errors of this library; never raised itself."""
 
     retryable: ClassVar[bool] = False
+    _advice: ClassVar[str | None] = None
+    """The hint of those that are made without one."""
 
     should_retry: bool | None = None
     """The server's own verdict (`x-should-retry`), which beats `retryable`."""
@@ -34,7 +36,7 @@ class TinkerError(Exception):
     def __init__(self, message: str, *, hint: str | None = None, **facts: Any) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self._advice
         self._facts = facts
         for name, value in facts.items():
             setattr(self, name, value)
@@ -97,6 +99,8 @@ class InvalidInputError(TinkerError, ValueError):
 class TransportError(TinkerError):
     """The request may or may not have reached the server."""
 
+    _advice = "look at the network and the server; its attempts are used up"
+
     retryable = True
 
 
@@ -107,6 +111,8 @@ class ConnectError(TransportError):
 class RequestTimeoutError(TransportError, TimeoutError):
     """The server was silent for longer than the limit."""
 
+    _advice = "wait longer, or look at the server"
+
 
 class ProtocolError(TransportError):
     """The connection broke, or the peer's bytes were not HTTP."""
@@ -114,6 +120,8 @@ class ProtocolError(TransportError):
 
 class ResponseError(TinkerError):
     """The server's answer could not be understood. Not a sign that the work failed."""
+
+    _advice = "compare the versions of client and server; the work itself may be done"
 
     endpoint: str
 
@@ -127,6 +135,8 @@ class APIStatusError(TinkerError):
     `status` is the HTTP status, `endpoint` the path, `detail` the server's own text,
     `retry_after_s` its wish for a pause (seconds) or None.
     """
+
+    _advice = "read status and detail"
 
     status: int
     endpoint: str
@@ -156,37 +166,55 @@ class APIStatusError(TinkerError):
 class BadRequestError(APIStatusError):
     """400: the server refused the request's content."""
 
+    _advice = "correct what detail names"
+
 
 class AuthenticationError(APIStatusError):
     """401: the credential is missing, wrong or expired."""
+
+    _advice = "check the API key"
 
 
 class BillingError(APIStatusError):
     """402: the account is out of credit or blocked."""
 
+    _advice = "check the account's billing state"
+
 
 class PermissionDeniedError(APIStatusError):
     """403: the credential is good, but not for this."""
+
+    _advice = "the key is valid but has no right to this"
 
 
 class NotFoundError(APIStatusError):
     """404: no such endpoint, run, checkpoint or promise."""
 
+    _advice = "check the name or path; it may be deleted"
+
 
 class ConflictError(APIStatusError):
     """409: the thing exists already, or is in a state that excludes the request."""
+
+    _advice = "look at what is there before trying again"
 
 
 class GoneError(APIStatusError):
     """410: it existed and is over, such as a session or a promise."""
 
+    _advice = "make it anew, from the last checkpoint"
+
 
 class UnprocessableEntityError(APIStatusError):
     """422: the body was read but is not what the endpoint takes."""
 
+    _advice = "compare the versions of client and server"
+
 
 class RateLimitError(APIStatusError):
     """429: too much at once; wait and send again."""
+
+    _advice = "send less at once, or be more patient with retry="
 
     retryable = True
 
@@ -194,11 +222,15 @@ class RateLimitError(APIStatusError):
 class InternalServerError(APIStatusError):
     """5xx: the server failed."""
 
+    _advice = "look at the server, then go on from what it still has"
+
     retryable = True
 
 
 class OverloadedError(APIStatusError):
     """408 and 425: not now, but the request itself is fine."""
+
+    _advice = "come back later, or be more patient with retry="
 
     retryable = True
 
@@ -208,6 +240,8 @@ class RequestFailedError(TinkerError):
 
     `category` is `user` (the input was at fault), `server` or `unknown`.
     """
+
+    _advice = "read the message; the number is used up, and later operations go on"
 
     category: str
     request_id: str
@@ -220,6 +254,8 @@ class RequestFailedError(TinkerError):
 
 class PromiseLostError(TinkerError):
     """The server no longer knows a promise it gave (404 or 410 on its retrieval)."""
+
+    _advice = "the result is out of reach; go on from a checkpoint"
 
     request_id: str
 
@@ -297,12 +333,6 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
     429: RateLimitError,
 }
 
-_HINTS: dict[int, str] = {
-    401: "check the API key",
-    402: "check the account's billing state",
-    403: "the key is valid but has no right to this",
-}
-
 
 def status_error(
     status: int, *, endpoint: str, detail: str, retry_after_s: float | None = None
@@ -312,11 +342,4 @@ def status_error(
     if cls is None:
         cls = InternalServerError if status >= 500 else APIStatusError
     text = f"{endpoint} answered {status}: {detail}" if detail else f"{endpoint} answered {status}"
-    return cls(
-        text,
-        status=status,
-        endpoint=endpoint,
-        detail=detail,
-        retry_after_s=retry_after_s,
-        hint=_HINTS.get(status),
-    )
+    return cls(text, status=status, endpoint=endpoint, detail=detail, retry_after_s=retry_after_s)

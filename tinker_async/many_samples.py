@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -78,6 +79,8 @@ class SampleOutcomes:
         try:
             return await self._stream.receive()
         except anyio.EndOfStream:
+            # Cancelled workers are gone, too. What was cut off must not look complete.
+            await anyio.lowlevel.checkpoint_if_cancelled()
             raise StopAsyncIteration from None
 
 

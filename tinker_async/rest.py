@@ -13,6 +13,7 @@ from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.data.paths import parse_path
 from tinker_async.data.results import Checkpoint, TrainingRun, WeightsInfoResponse
+from tinker_async.errors import NotFoundError
 from tinker_async.wire.messages import (
     CheckpointsResponse,
     TrainingRunsResponse,
@@ -115,7 +116,11 @@ class RestClient:
         progress = Progress("delete_checkpoint_from_tinker_path")
 
         async def work() -> None:
-            await self._caller.call(endpoint, policy=retry, progress=progress)
+            try:
+                await self._caller.call(endpoint, policy=retry, progress=progress)
+            except NotFoundError as error:
+                if not error.delivery_in_doubt:
+                    raise  # else an earlier attempt, whose answer was lost, has deleted it
 
         await within(self._caller.limit_of(timeout), progress, work)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
-from tinker_async.api.capabilities import ContextLengths
+from tinker_async.api.capabilities import PATIENCE_S, ContextLengths
 from tinker_async.api.progress import Progress, Timeout, within
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.draws import Submissions
@@ -97,13 +97,14 @@ class Samplers:
         *,
         timeout: Timeout,  # noqa: ASYNC109  # the public method's argument, as it is
         retry: RetryPolicy | None,
+        operation: str = "create_sampling_client",
     ) -> SamplingClient:
-        """As `Session.create_sampling_client`."""
+        """As `Session.create_sampling_client`; `operation` is the public method's name."""
         if (model_path is None) == (base_model is None):
             raise InvalidInputError("give either model_path or base_model", field="model_path")
         if model_path is not None and not model_path.startswith(PREFIX):
             parse_path(model_path, field="model_path")
-        progress = Progress("create_sampling_client")
+        progress = Progress(operation)
         work = partial(self._create, model_path, base_model, retry, progress)
         return await within(self._caller.limit_of(timeout), progress, work)
 
@@ -137,7 +138,7 @@ class Samplers:
     ) -> None:
         """Which model a checkpoint is of, only the server knows; it is remembered."""
         try:
-            base_model = await client.get_base_model(retry=policy)
+            base_model = await client.get_base_model(timeout=PATIENCE_S, retry=policy)
         except TinkerError as error:
             log.info("context_length_not_known", error=type(error).__name__)
         else:
@@ -157,11 +158,16 @@ class Samplers:
                 hint="open the session with base_url=handle.base_url; if both are the same server, "
                 "give the handle this session's address with msgspec.structs.replace",
             )
+        operation = "create_sampling_client_from_handle"
         if handle.base_model is not None or handle.model_path is not None:
             return await self.create(
-                handle.model_path, handle.base_model, timeout=timeout, retry=retry
+                handle.model_path,
+                handle.base_model,
+                timeout=timeout,
+                retry=retry,
+                operation=operation,
             )
-        progress = Progress("create_sampling_client_from_handle")
+        progress = Progress(operation)
         work = partial(self._first_of_a_free_stretch, handle.sampling_session_id, retry, progress)
         first_seq_id = await within(self._caller.limit_of(timeout), progress, work)
         return self.client(handle.sampling_session_id, first_seq_id=first_seq_id)

@@ -21,13 +21,13 @@ from tinker_async.api.calls import Caller
 from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
 from tinker_async.api.promises import PATH as RETRIEVE_PATH
 from tinker_async.api.retry import RetryPolicy
-from tinker_async.background.draws import Draw, Drawer, Drawn, SampleFuture, Submissions
+from tinker_async.background.draws import AnyDraw, Draw, Drawer, Drawn, SampleFuture, Submissions
 from tinker_async.background.sampling_pool import SamplingPool
 from tinker_async.data.handles import SamplerHandle
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import SamplingParams
 from tinker_async.data.results import SampleResponse
-from tinker_async.errors import InvalidInputError, ResponseError
+from tinker_async.errors import InvalidInputError, ResponseError, TinkerError
 from tinker_async.futures import APIFuture
 from tinker_async.many_samples import Requests, SampleOutcomes, SampleTask, group, mapping
 from tinker_async.plan.checks import check_sample_length
@@ -132,7 +132,7 @@ class SamplingClient:
         else:
             work = partial(self._drawer.draw, draw, make_request, nbytes, policy)
             drawn = await within(limit_s, draw, work, hint=_GIVEN_UP)
-        return self._response(drawn, num_samples)
+        return self._response(draw, drawn, num_samples)
 
     def submit_sample(
         self,
@@ -177,7 +177,7 @@ class SamplingClient:
 
         async def draw() -> SampleResponse:
             drawn = await within(limit_s, future, work, hint=_GIVEN_UP)
-            return self._response(drawn, num_samples)
+            return self._response(future, drawn, num_samples)
 
         return self._submissions.start(future, draw)
 
@@ -247,9 +247,12 @@ class SamplingClient:
             raise InvalidInputError(f"n: must be at least 1, got {n}", field="n")
         params = sampling_params or SamplingParams()
         tasks = [SampleTask(prompt, _seeded(params, index)) for index in range(n)]
-        return await group(
-            partial(self._sample_task, timeout=timeout, retry=retry), tasks, least=least
-        )
+        sample = partial(self._sample_task, timeout=timeout, retry=retry)
+        try:
+            return await group(sample, tasks, least=least)
+        except TinkerError as error:
+            error.operation = "sample_group"
+            raise
 
     async def _sample_task(
         self,
@@ -283,15 +286,21 @@ class SamplingClient:
 
         Raises: as `sample`.
         """
-        response = await self.sample(
-            prompt,
-            SamplingParams(max_tokens=1),
-            include_prompt_logprobs=True,
-            timeout=timeout,
-            retry=retry,
-        )
-        if response.prompt_logprobs is None:
-            raise ResponseError("the server returned no prompt log-probs", endpoint=RETRIEVE_PATH)
+        try:
+            response = await self.sample(
+                prompt,
+                SamplingParams(max_tokens=1),
+                include_prompt_logprobs=True,
+                timeout=timeout,
+                retry=retry,
+            )
+            if response.prompt_logprobs is None:
+                raise ResponseError(
+                    "the server returned no prompt log-probs", endpoint=RETRIEVE_PATH
+                )
+        except TinkerError as error:
+            error.operation = "compute_logprobs"
+            raise
         return response.prompt_logprobs
 
     def handle(self) -> SamplerHandle:
@@ -333,14 +342,17 @@ class SamplingClient:
         retry: RetryPolicy | None = None,
     ) -> Tokenizer:
         """Return the base model's tokenizer; as `TrainingClient.get_tokenizer`."""
+        progress = Progress("get_tokenizer")
 
         async def load() -> Tokenizer:
             name = ""
             if folder is None:
                 name = await self.get_base_model(timeout=None, retry=retry)
-            return await load_tokenizer(self._caller, name, folder=folder)
+            return await load_tokenizer(
+                self._caller, name, folder=folder, policy=retry, progress=progress
+            )
 
-        return await within(self._caller.limit_of(timeout), Progress("get_tokenizer"), load)
+        return await within(self._caller.limit_of(timeout), progress, load)
 
     def _checked(
         self,
@@ -372,12 +384,16 @@ class SamplingClient:
             topk_sample_logprobs=topk_sample_logprobs,
         )
 
-    def _response(self, drawn: Drawn, num_samples: int) -> SampleResponse:
+    def _response(self, draw: AnyDraw, drawn: Drawn, num_samples: int) -> SampleResponse:
         result, promise, seq_id = drawn
         ids = promise.sample_sequence_ids or [
             f"{self.sampling_session_id}:{seq_id}:{index}" for index in range(num_samples)
         ]
-        return _decode(result, ids)
+        try:
+            return _decode(result, ids)
+        except ResponseError as error:
+            draw.describe(error)
+            raise
 
     def __repr__(self) -> str:
         return f"<SamplingClient {self.sampling_session_id}: {self._pool.places!r}>"

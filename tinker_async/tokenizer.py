@@ -14,6 +14,7 @@ import anyio.to_thread
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
+from tinker_async.api.progress import Progress
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.errors import APIStatusError, ConfigError, MissingExtraError, ResponseError
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LLAMA3 = "thinkingmachineslabinc/meta-llama-3-instruct-tokenizer"
-_ONCE = RetryPolicy(max_attempts=1)
 
 
 async def load_tokenizer(
@@ -30,10 +30,15 @@ async def load_tokenizer(
     *,
     tokenizer_id: str | None = None,
     folder: str | PathLike[str] | None = None,
+    policy: RetryPolicy | None = None,
+    progress: Progress | None = None,
 ) -> Tokenizer:
     """Load a tokenizer in a worker thread.
 
+    A server that answers, but not with a tokenizer, is not asked again: others may have it.
+
     Raises:
+        TransportError: The server could not be asked.
         ConfigError: It was not found; the message says where it was sought.
         ResponseError: What the server sent is no tokenizer.
         MissingExtraError: The `tokenizers` library is not installed.
@@ -42,7 +47,12 @@ async def load_tokenizer(
     if folder is not None:
         return await anyio.to_thread.run_sync(_from_folder, folder)
     try:
-        response = await caller.call(endpoints.tokenizer(model_name), policy=_ONCE)
+        response = await caller.call(
+            endpoints.tokenizer(model_name),
+            policy=policy,
+            never_repeat=(APIStatusError,),
+            progress=progress,
+        )
     except APIStatusError:
         name = hub_id(model_name, tokenizer_id)
         return await anyio.to_thread.run_sync(_from_hub, name, abandon_on_cancel=True)

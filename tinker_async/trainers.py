@@ -13,7 +13,7 @@ import anyio.abc
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, Endpoint, decode_json
-from tinker_async.api.capabilities import ContextLengths
+from tinker_async.api.capabilities import PATIENCE_S, ContextLengths
 from tinker_async.api.progress import Progress, Timeout, within
 from tinker_async.api.promises import RETRIEVE_JSON, retrieve
 from tinker_async.api.retry import RetryPolicy
@@ -94,7 +94,10 @@ class Trainers:
         if not base_model:
             raise InvalidInputError("base_model is empty", field="base_model")
         call = _Call("create_lora_training_client", retry)
-        work = partial(self._create, call, base_model, lora, metadata)
+
+        async def work() -> TrainingClient:
+            return self._opened(*await self._create(call, base_model, lora, metadata))
+
         return await within(self._caller.limit_of(timeout), call.progress, work, hint=_HINT)
 
     async def create_from_state(
@@ -116,7 +119,7 @@ class Trainers:
 
     async def _create(
         self, call: _Call, base_model: str, lora: LoraConfig, metadata: dict[str, str] | None
-    ) -> TrainingClient:
+    ) -> tuple[Lane, TrainingClient]:
         request = CreateModelRequest(
             session_id=self._session_id,
             model_seq_id=self._next_number(),
@@ -125,10 +128,10 @@ class Trainers:
             user_metadata=metadata,
         )
         created = await self._promised(call, endpoints.CREATE_MODEL, request, CreateModelResponse)
-        client = self._client(created.model_id)
+        lane, client = self._client(created.model_id)
         if self._context_lengths is not None:
             client.context_length = await self._context_lengths.of(base_model)
-        return client
+        return lane, client
 
     async def _from_state(
         self, call: _Call, path: str, metadata: dict[str, str] | None, *, optimizer: bool
@@ -150,17 +153,17 @@ class Trainers:
             log.info("created_then_loaded", reason=error.detail)
             return older
         loaded = await self._result(call, promise, LoadWeightsResponse)
-        client = self._client(loaded.model_id or f"{self._session_id}:train:{number}")
+        lane, client = self._client(loaded.model_id or f"{self._session_id}:train:{number}")
         if self._context_lengths is not None and await self._context_lengths.any_known():
             await self._learn_context_length(client, self._context_lengths, call)
-        return client
+        return self._opened(lane, client)
 
     async def _learn_context_length(
         self, client: TrainingClient, lengths: ContextLengths, call: _Call
     ) -> None:
         """Which model a checkpoint is of, only the server knows; it is remembered."""
         try:
-            info = await client.get_info(retry=call.policy)
+            info = await client.get_info(timeout=PATIENCE_S, retry=call.policy)
         except TinkerError as error:
             log.info("context_length_not_known", error=type(error).__name__)
         else:
@@ -190,10 +193,13 @@ class Trainers:
             if (value := getattr(info, name)) is not None
         }
         lora = LoraConfig(rank=info.lora_rank or 32, **switches)
-        client = await self._create(call, info.base_model, lora, metadata)
-        load = client.load_state_with_optimizer if optimizer else client.load_state
-        await load(path, timeout=None, retry=call.policy)
-        return client
+        lane, client = await self._create(call, info.base_model, lora, metadata)
+        request = LoadWeightsRequest(
+            path=path, optimizer=optimizer, model_id=client.model_id, seq_id=1
+        )
+        await self._promised(call, endpoints.LOAD_WEIGHTS, request, LoadWeightsResponse)
+        lane.use_number()
+        return self._opened(lane, client)
 
     async def _promised(
         self, call: _Call, endpoint: Endpoint, body: object, answer: type[Any]
@@ -221,7 +227,8 @@ class Trainers:
         number, self._next = self._next, self._next + 1
         return number
 
-    def _client(self, model_id: str) -> TrainingClient:
+    def _client(self, model_id: str) -> tuple[Lane, TrainingClient]:
+        """Make a client whose lane does not run yet."""
         lane = Lane(
             model_id,
             self._caller,
@@ -229,9 +236,7 @@ class Trainers:
             deadlines=self._deadlines,
             compression=self._compression,
         )
-        self.lanes[model_id] = lane
-        self._tasks.start_soon(lane.run)
-        return TrainingClient(
+        client = TrainingClient(
             lane,
             caller=self._caller,
             limits=self._limits,
@@ -239,3 +244,10 @@ class Trainers:
             make_sampler=self._samplers.client,
             check_inputs=self._context_lengths is not None,
         )
+        return lane, client
+
+    def _opened(self, lane: Lane, client: TrainingClient) -> TrainingClient:
+        """Let a client's lane run. The last step of its making: a call cut short leaves no lane."""
+        self.lanes[lane.model_id] = lane
+        self._tasks.start_soon(lane.run)
+        return client

@@ -470,7 +470,11 @@ class TrainingClient:
                 return await load_tokenizer(self._caller, "", folder=folder)
             data = (await self.get_info(timeout=None, retry=retry)).model_data
             return await load_tokenizer(
-                self._caller, data.model_name or "", tokenizer_id=data.tokenizer_id
+                self._caller,
+                data.model_name or "",
+                tokenizer_id=data.tokenizer_id,
+                policy=retry,
+                progress=progress,
             )
 
         return await within(self._caller.limit_of(timeout), progress, work)

@@ -128,7 +128,7 @@ async def test_a_server_that_is_slow_to_tell_is_not_waited_for(
     server: ScriptedServer, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model is there already."""
-    monkeypatch.setattr("tinker_async.api.capabilities._PATIENCE_S", 0.05)
+    monkeypatch.setattr("tinker_async.api.capabilities.PATIENCE_S", 0.05)
     Steps(server)
     server.on("get_server_capabilities", never)
     with anyio.fail_after(5):

@@ -28,10 +28,11 @@ def test_a_mute_server_is_given_up_when_the_limit_is_over(
     limit_s: float, mute: faults.Fault
 ) -> None:
     """Not before, and at most a twentieth later, however the polls' own times fall."""
+    patient = RetryPolicy(max_attempts=1000, window_s=1000)
 
     async def main() -> tuple[float, RequestTimeoutError]:
         service = FakeService()
-        async with service.session(silence_limit_s=limit_s) as session:
+        async with service.session(silence_limit_s=limit_s, retry=patient) as session:
             trainer = await trainer_of(session)
             for endpoint in ("retrieve_future", "session_heartbeat", "client/dynamic_config"):
                 service.faults.on(endpoint, mute)

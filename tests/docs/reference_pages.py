@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from docs.markdown import ROOT, replace_generated
 
 import tinker_async
+from docs import fault_tables
 from tinker_async import TinkerError
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -33,6 +34,7 @@ def parts() -> dict[Path, dict[str, str]]:
     return {
         REFERENCE / "errors.md": {"tree": _error_tree(), "errors": _error_list()},
         REFERENCE / "cli.md": {"help": _help()},
+        REFERENCE / "faults.md": fault_tables.parts(),
         REFERENCE / "api.md": {
             "clients": "".join(map(_client, CLIENTS)),
             "data": _names(_is_data),
@@ -66,7 +68,9 @@ def _tree_line(cls: type[TinkerError], depth: int) -> str:
 def _error_list() -> str:
     entries = []
     for cls, _ in _family(TinkerError, 0):
-        facts = [name for name in inspect.get_annotations(cls) if name != "retryable"]
+        facts = [
+            name for name in inspect.get_annotations(cls) if name not in ("retryable", "_advice")
+        ]
         attributes = f"Attributes: {', '.join(f'`{name}`' for name in facts)}. " if facts else ""
         entries.append(f"**`{cls.__name__}`**: {_prose(cls)} {attributes}".rstrip() + "\n")
     return "\n".join(entries)

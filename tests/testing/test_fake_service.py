@@ -199,7 +199,8 @@ async def test_a_cancelled_sample_is_told_and_noted() -> None:
     assert [] == service.ledger.unanswered()
 
 
-async def test_a_sample_nobody_got_is_named(service: FakeService) -> None:
+async def test_a_sample_nobody_got_is_named() -> None:
+    service = FakeService(cancel_enabled=False)  # nobody tells that it was given up
     service.faults.on("retrieve_future", faults.Status(403))
     async with service.session() as session:
         sampler = await session.create_sampling_client(base_model="toy")

@@ -16,7 +16,8 @@ from tinker_async.errors import TinkerError
 from tinker_async.logs import log
 
 _ONCE = RetryPolicy(max_attempts=1)
-_PATIENCE_S = 5.0
+PATIENCE_S = 5.0
+"""For each question whose answer is nice to know."""
 
 
 class ContextLengths:
@@ -43,7 +44,7 @@ class ContextLengths:
         return self._lengths
 
     async def _ask(self) -> dict[str, int]:
-        with anyio.move_on_after(_PATIENCE_S):
+        with anyio.move_on_after(PATIENCE_S):
             try:
                 told = await self._caller.call_json(
                     endpoints.CAPABILITIES, answer=GetServerCapabilitiesResponse, policy=_ONCE

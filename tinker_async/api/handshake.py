@@ -10,6 +10,7 @@ import msgspec
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
+from tinker_async.api.progress import Progress
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.config import SDK_VERSION
 from tinker_async.errors import NotFoundError
@@ -52,11 +53,19 @@ def _policy(caller: Caller) -> RetryPolicy:
     return RetryPolicy(max_attempts=attempts, base_s=min(caller.policy.base_s, _PAUSE_S))
 
 
+def _entering() -> Progress:
+    return Progress("Session")
+
+
 async def ask_limits(caller: Caller) -> ClientConfigResponse:
     """Return the server's limits and switches; the defaults where it has no such endpoint."""
     try:
         return await caller.call_json(
-            endpoints.CLIENT_CONFIG, _ABOUT_US, answer=ClientConfigResponse, policy=_policy(caller)
+            endpoints.CLIENT_CONFIG,
+            _ABOUT_US,
+            answer=ClientConfigResponse,
+            policy=_policy(caller),
+            progress=_entering(),
         )
     except NotFoundError:
         return ClientConfigResponse()
@@ -70,6 +79,7 @@ async def ask_switches(caller: Caller) -> DynamicConfigResponse:
             _ABOUT_US,
             answer=DynamicConfigResponse,
             policy=_policy(caller),
+            progress=_entering(),
         )
     except NotFoundError:
         return DynamicConfigResponse()
@@ -77,7 +87,9 @@ async def ask_switches(caller: Caller) -> DynamicConfigResponse:
 
 async def open_session(caller: Caller, about: CreateSessionRequest) -> str:
     """Create a session, log what the server has to say, and return the session's id."""
-    created = await caller.call_json(endpoints.CREATE_SESSION, about, answer=CreateSessionResponse)
+    created = await caller.call_json(
+        endpoints.CREATE_SESSION, about, answer=CreateSessionResponse, progress=_entering()
+    )
     for level in ("info", "warning", "error"):
         text = getattr(created, f"{level}_message")
         if text:

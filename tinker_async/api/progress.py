@@ -133,11 +133,18 @@ async def within(
 ) -> T:
     """Do work under one deadline, which covers all of its waiting.
 
+    What fails in it is told as the failure of this call, whatever other calls it made.
+
     Raises:
         RequestTimeoutError: The time is over; the work was cancelled.
     """
-    if timeout_s is None:
-        return await work()
-    with anyio.move_on_after(timeout_s):
-        return await work()
+    try:
+        if timeout_s is None:
+            return await work()
+        with anyio.move_on_after(timeout_s):
+            return await work()
+    except TinkerError as error:
+        error.operation = progress.operation
+        progress.describe(error)
+        raise
     raise progress.timed_out(timeout_s, hint)

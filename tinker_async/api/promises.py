@@ -3,8 +3,9 @@
 A server answers most operations with a promise and holds `retrieve_future` until the
 result exists or its patience ends. An empty-handed answer is normal and polled again
 at once; one that came instantly is followed by a small, growing pause, so that a
-server that does not hold polls is never hammered. A poll without any answer means nothing
-by itself: only a server that answers nothing at all, to anybody in the session, is silent.
+server that does not hold polls is never hammered. A poll that is held for longer than we
+listen means nothing by itself: only a server that answers nothing at all, to anybody in the
+session, is silent. A poll whose connection breaks is a failure, which the policy counts.
 """
 
 from __future__ import annotations
@@ -57,12 +58,11 @@ class _Patience:
     """The wait for one promise: what each poll's end means, and the pause that follows.
 
     Between empty answers there is none while the server holds polls, and a growing one when
-    it does not. Polls that break are repeated for as long as the server answers anything.
+    it does not. Polls that fail follow the policy; those that are held do not count.
     """
 
     __slots__ = (
         "_began",
-        "_broken",
         "_caller",
         "_failures",
         "_pause_s",
@@ -80,7 +80,6 @@ class _Patience:
         self._progress = progress
         self._pause_s = _FIRST_PAUSE_S
         self._began: float | None = None
-        self._broken = 0
         self._failures: Failures | None = None
 
     def listen_s(self, now: float) -> float | None:
@@ -106,6 +105,7 @@ class _Patience:
 
         Raises:
             RequestTimeoutError: The server has answered nothing for too long.
+            TransportError: The connection broke, and the policy is used up.
         """
         limit_s, left_s = self._caller.silence_limit_s, float("inf")
         if limit_s is not None:
@@ -115,12 +115,12 @@ class _Patience:
                     f"the server has answered nothing for {limit_s:g} s",
                     hint="the operation may still be under way; look at the server and the network",
                 ) from error
-        if isinstance(error, RequestTimeoutError):
-            delay = 0.0  # the server holds for longer than we listen
-        else:
-            delay = self._policy.pause_s(self._broken)
-            self._broken += 1
-        self._tell(error, delay)
+        if isinstance(error, RequestTimeoutError):  # the server holds for longer than we listen
+            self._tell(error, 0.0)
+            return 0.0
+        delay = self._failed(error)
+        if delay is None:
+            raise error
         return min(delay, left_s)
 
     def refused(self, error: APIStatusError) -> float:
@@ -129,11 +129,7 @@ class _Patience:
         Raises:
             TinkerError: What it means for the operation, when it is not asked again.
         """
-        if self._failures is None:
-            self._failures = Failures(self._policy, self._caller.billing)
-        self._broken = 0
-        delay = self._failures.next_delay(error, self._progress.operation)
-        self._tell(error, delay)
+        delay = self._failed(error)
         if delay is not None:
             return delay
         final = _final(error, self._request_id)
@@ -141,14 +137,20 @@ class _Patience:
             raise error
         raise final from error
 
+    def _failed(self, error: TinkerError) -> float | None:
+        if self._failures is None:
+            self._failures = Failures(self._policy, self._caller.billing)
+        delay = self._failures.next_delay(error, self._progress.operation)
+        self._tell(error, delay)
+        return delay
+
     def _tell(self, error: TinkerError, delay: float | None) -> None:
-        number = self._broken + (self._failures.number if self._failures else 0)
+        number = self._failures.number if self._failures is not None else 0
         self._caller.note_failure(error, RETRIEVE_JSON, self._progress.operation, number, delay)
 
     def answered(self) -> None:
         """Note a good answer: what failed before does not count any more."""
-        if self._broken or self._failures is not None:
-            self._broken, self._failures = 0, None
+        self._failures = None
         self._caller.billing.note_accepted(PATH)
 
     def empty(self, answer: TryAgain, held_s: float) -> float:
@@ -179,14 +181,14 @@ async def retrieve(
         caller: Asks.
         request_id: The promise.
         endpoint: Which form of result is wanted.
-        policy: For polls that are answered with an error; default the session's.
+        policy: For polls that fail or are answered with an error; default the session's.
         progress: Where queue states go, and whose facts go into the error.
 
     Raises:
         RequestFailedError: The operation failed.
         PromiseLostError: The server does not know the promise (any more).
-        APIStatusError: The server kept answering with errors, for longer than the policy
-            allows.
+        APIStatusError, ConnectError, ProtocolError: The server kept answering with errors, or
+            the connection kept breaking, for longer than the policy allows.
         RequestTimeoutError: The server answered nothing at all for the silence limit.
         ResponseError: The answer was not understood.
     """

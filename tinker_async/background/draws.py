@@ -21,11 +21,13 @@ from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.sampling_pool import SamplingPool
 from tinker_async.data.results import SampleResponse
 from tinker_async.errors import (
+    APIStatusError,
     OperationWithdrawnError,
     PromiseLostError,
     RateLimitError,
     SessionClosedError,
     TinkerError,
+    TransportError,
 )
 from tinker_async.futures import APIFuture
 from tinker_async.logs import log
@@ -153,6 +155,9 @@ class Drawer:
         except anyio.get_cancelled_exc_class():
             self._pool.abandon(promise.request_id)
             raise
+        except (TransportError, APIStatusError):
+            self._pool.abandon(promise.request_id)  # given up: the server need not go on
+            raise
         finally:
             if draw.queue_state is not None or self._pool.queue_paused:
                 self._pool.ended(draw, completed=completed)
@@ -183,7 +188,7 @@ class Drawer:
                 else:
                     if not pool.pressure.calm:
                         pool.accepted(window)
-                    return decode_json(response.body, UntypedAPIFuture, endpoints.SAMPLE.path)
+                    return decode_json(response.body, UntypedAPIFuture, endpoints.SAMPLE.path, draw)
                 finally:
                     pool.end_dispatch(nbytes)
                 await self._take_a_place_again(draw)

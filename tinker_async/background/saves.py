@@ -129,7 +129,7 @@ class SaveOperation(Generic[T]):
         return None
 
     def _give_hint(self, error: TinkerError) -> None:
-        if isinstance(error, (ConflictError, RequestFailedError)) and error.hint is None:
+        if isinstance(error, (ConflictError, RequestFailedError)):
             error.hint = self._conflict_hint
 
 

@@ -434,7 +434,7 @@ def _failures_of(future: APIFuture[Any]) -> Iterator[None]:
     try:
         yield
     except TinkerError as error:
-        future.fail(error)
+        future.fail(future.describe(error))
     except Exception as error:  # noqa: BLE001  # the named boundary
         log.error("operation_stumbled", operation=future.operation, error=type(error).__name__)
         failure = ResponseError(

@@ -50,6 +50,8 @@ class InProcessTransport:
         self._connect()
         self._requests += 1
         self._in_flight[request.traffic] += 1
+        if request.receipt is not None:
+            request.receipt.on_wire = True
         exchange = Exchange(self._desk, request.method, request.path, dict(request.headers))
         try:
             return await self._exchanged(exchange, request, silence_s)
