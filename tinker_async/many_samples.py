@@ -15,18 +15,20 @@ from collections.abc import (
     Iterable,
 )
 from contextlib import asynccontextmanager
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
 import msgspec
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import SamplingParams
 from tinker_async.data.results import SampleResponse
 from tinker_async.errors import InvalidInputError, TinkerError
 from tinker_async.lone_errors import lone_errors
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 T = TypeVar("T")
 
