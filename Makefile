@@ -12,7 +12,7 @@ OFFICIAL ?= .venv-official
 
 RIVALS := skyrl tuft official-0.24.1 official-0.25.0
 
-.PHONY: demo test test-fast check bench rivals fuzz clean
+.PHONY: demo test test-fast check bench rivals fuzz soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tinker-async demo --model $(MODEL) --backend $(BACKEND) --out $(OUT)
@@ -31,6 +31,10 @@ FUZZ_SEED ?= $(shell date +%s)
 
 fuzz: $(VENV)/.dev
 	FUZZ_FACTOR=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -n auto
+
+# Minutes of a training program with faults and a server that restarts; `make test` has a small one.
+soak: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
 
 bench: $(VENV)/.dev $(OFFICIAL)/.ready
 	-$(MAKE) -k rivals

@@ -12,7 +12,7 @@ import math
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,16 +42,26 @@ async def _session(task: dict[str, Any]) -> AsyncIterator[ta.Session]:
 
 
 async def _draw(
-    sampler: ta.SamplingClient, task: dict[str, Any], number: int, in_flight: int
+    sampler: ta.SamplingClient,
+    task: dict[str, Any],
+    number: int,
+    in_flight: int,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Draw samples with so many under way at any time; return latencies and latenesses."""
+    """Draw samples with so many under way at any time; return latencies and latenesses.
+
+    `begin` is called when the program's own tasks, one for each sample in flight, are there.
+    """
     found: dict[str, list[float]] = {"latency": [], "late": [], "threads": [0.0]}
     params = ta.SamplingParams(max_tokens=task.get("tokens", 256))
     inputs = [ta.ModelInput.from_ints(p) for p in workloads.prompts(64, task.get("prompt", 512))]
     left = iter(range(number))
     every = task.get("count_threads_every", 0)
 
+    go = anyio.Event()
+
     async def worker() -> None:
+        await go.wait()
         for index in left:
             start = time.monotonic_ns()
             response = await sampler.sample(inputs[index % 64], params)
@@ -68,12 +78,17 @@ async def _draw(
     async with anyio.create_task_group() as tasks:
         for _ in range(in_flight):
             tasks.start_soon(worker)
+        await anyio.sleep(0.01)
+        begin()
+        go.set()
     return found
 
 
 async def samples(task: dict[str, Any]) -> dict[str, Any]:
     """CPU, rate, latency and lateness of samples."""
     model = workloads.base_model(task.get("tokens", 256), task.get("delay_ms", 0))
+    if not task.get("collector", True):
+        gc.disable()
     async with _session(task) as session:
         sampler = await session.create_sampling_client(base_model=task.get("model", model))
         if task.get("warm_up", 0):
@@ -84,8 +99,7 @@ async def samples(task: dict[str, Any]) -> dict[str, Any]:
             # With other processes: all at once, by the clock that they share.
             await anyio.sleep(max(0.0, task.get("start_at", 0.0) - time.monotonic()))
             start = time.monotonic()
-            meter.start()
-            found = await _draw(sampler, task, task["number"], task["in_flight"])
+            found = await _draw(sampler, task, task["number"], task["in_flight"], meter.start)
             used = meter.stop()
     return {
         **used,

@@ -23,6 +23,7 @@ from tinker_async.errors import (
 from tinker_async.transport import Request, TrafficClass, http1
 from tinker_async.transport.opening import OpenTransport, open_transport
 from tinker_async.transport.origin import parse_origin
+from tinker_async.transport.tasks import LastingTasks
 
 
 def post(body: bytes = b"", traffic: TrafficClass = TrafficClass.SAMPLING) -> Request:
@@ -384,7 +385,7 @@ async def test_a_place_handed_to_a_cancelled_request_passes_to_the_next() -> Non
     with anyio.fail_after(BOUND_S):
         async with anyio.create_task_group() as tasks:
             line = http1.Http1Line(
-                parse_origin("http://127.0.0.1:1"), dial, tasks, max_connections=1
+                parse_origin("http://127.0.0.1:1"), dial, LastingTasks(tasks), max_connections=1
             )
             for one in asked:
                 tasks.start_soon(one.ask, line, post())

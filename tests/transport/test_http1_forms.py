@@ -15,6 +15,7 @@ from tinker_async.errors import ProtocolError
 from tinker_async.transport import Request, TrafficClass, http1
 from tinker_async.transport.opening import open_transport
 from tinker_async.transport.origin import parse_origin
+from tinker_async.transport.tasks import LastingTasks
 
 
 def post(body: bytes = b"") -> Request:
@@ -180,7 +181,9 @@ async def test_a_small_request_is_one_write_and_a_large_body_is_not_copied() -> 
     body = os.urandom(1 << 20)
     with anyio.fail_after(BOUND_S):
         async with http1_server(echo) as server, anyio.create_task_group() as tasks:
-            line = http1.Http1Line(parse_origin(server.url), dial, tasks, max_connections=1)
+            line = http1.Http1Line(
+                parse_origin(server.url), dial, LastingTasks(tasks), max_connections=1
+            )
             small = Request("POST", "/", (), (body[:60_000], memoryview(b"two")))
             assert body[:60_000] + b"two" == (await line.request(small)).body
             assert 1 == len(streams[0].written)
@@ -213,7 +216,9 @@ async def test_an_answer_is_read_also_when_the_rest_of_the_upload_cannot_be_writ
 
     with anyio.fail_after(BOUND_S):
         async with http1_server(script) as server, anyio.create_task_group() as tasks:
-            line = http1.Http1Line(parse_origin(server.url), dial, tasks, max_connections=1)
+            line = http1.Http1Line(
+                parse_origin(server.url), dial, LastingTasks(tasks), max_connections=1
+            )
             response = await line.request(post(bytes(1 << 20)))
             assert (413, b"big") == (response.status, response.body)
             assert 0 == line.statistics().connections

@@ -38,11 +38,12 @@ from tinker_async.transport.uploads import Upload, size_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.abc import ByteStream, TaskGroup
+    from anyio.abc import ByteStream
 
     from tinker_async.errors import TinkerError
     from tinker_async.transport import Buffer
     from tinker_async.transport.origin import Origin
+    from tinker_async.transport.tasks import LastingTasks
 
 _IDLE_S = 60.0
 """Connections unused for so long are closed when another request passes by."""
@@ -146,7 +147,7 @@ class Http1Line:
         self,
         origin: Origin,
         dial: Callable[[], Awaitable[ByteStream]],
-        tasks: TaskGroup,
+        tasks: LastingTasks,
         *,
         max_connections: int,
     ) -> None:

@@ -19,9 +19,10 @@ from tinker_async.transport.lanes import Line, Shares, Ticket, TransportStatisti
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.abc import ByteStream, TaskGroup
+    from anyio.abc import ByteStream
 
     from tinker_async.transport.origin import Origin
+    from tinker_async.transport.tasks import LastingTasks
 
 _ATTEMPTS = 3
 """For a request that the server has not looked at because it ended the connection (many end
@@ -38,7 +39,7 @@ class Multiplexer:
         self,
         origin: Origin,
         dial: Callable[[], Awaitable[ByteStream]],
-        tasks: TaskGroup,
+        tasks: LastingTasks,
         *,
         max_connections: int,
         connect_timeout_s: float,

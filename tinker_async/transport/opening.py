@@ -17,12 +17,13 @@ from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.failures import closed_error, copy_error
 from tinker_async.transport.lanes import TransportStatistics
 from tinker_async.transport.origin import Origin, chosen_protocol, dial, parse_origin
+from tinker_async.transport.tasks import LastingTasks
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
-    from anyio.abc import ByteStream, TaskGroup
+    from anyio.abc import ByteStream
 
     from tinker_async.transport.http1 import Http1Line
     from tinker_async.transport.http2 import KeepAlive
@@ -39,7 +40,7 @@ class OpenTransport:
     def __init__(
         self,
         origin: Origin,
-        tasks: TaskGroup,
+        tasks: LastingTasks,
         *,
         ssl_context: ssl.SSLContext | None,
         http2: bool | None,
@@ -223,7 +224,8 @@ async def open_transport(
     )
     failure: BaseException | None = None
     try:
-        async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as group_of_all:
+            tasks = LastingTasks(group_of_all)
             transport = make(tasks)
             try:
                 yield transport
@@ -231,8 +233,10 @@ async def open_transport(
                 failure = error
                 raise
             finally:
-                await transport.close()
-                tasks.cancel_scope.cancel()
+                try:
+                    await transport.close()
+                finally:
+                    tasks.end()
     except BaseExceptionGroup as group:
         # Our tasks handle their own failures, so a group around one error holds the block's. But
         # trio raises Ctrl-C in any task: then the block was cancelled, and the group says why.
