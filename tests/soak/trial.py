@@ -28,6 +28,8 @@ QUICK = RetryPolicy(base_s=0.01, max_s=0.5)
 TESTS = Path(__file__).parents[1]
 MOST_GROWTH = 1.05
 """Of the memory from the second quarter of a run to the last."""
+ALWAYS_ALLOWED_MB = 0.1
+"""A small run holds 0.3 MiB in all: a few results that wait are more than 5 % of that."""
 MEGA = 1 << 20
 
 Tell = Callable[[str], None]
@@ -321,4 +323,4 @@ def check_figures(figures: Figures) -> None:
     happened = sum(figures.faults.values()) / figures.requests
     assert 0.4 * figures.fault_rate < happened < 2 * figures.fault_rate, figures.faults
     second, last = figures.memory_mb[1], figures.memory_mb[3]
-    assert last <= MOST_GROWTH * second, figures.memory_mb
+    assert last <= max(MOST_GROWTH * second, second + ALWAYS_ALLOWED_MB), figures.memory_mb
