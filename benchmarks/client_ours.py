@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 import tinker_async as ta
 from benchmarks import measure, workloads
@@ -78,7 +79,8 @@ async def _draw(
     async with anyio.create_task_group() as tasks:
         for _ in range(in_flight):
             tasks.start_soon(worker)
-        await anyio.sleep(0.01)
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
         begin()
         go.set()
     return found
