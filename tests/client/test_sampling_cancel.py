@@ -11,6 +11,7 @@ from support.scripted import Call, ScriptedServer
 
 from tinker_async import RequestTimeoutError, RetryPolicy, SampleResponse, Session
 from tinker_async.background import recalls
+from tinker_async.testing import FakeService, faults
 
 
 @pytest.fixture
@@ -195,6 +196,30 @@ async def test_a_cancel_that_is_not_answered_holds_up_neither_others_nor_the_end
                         await until(partial(polled, sampled, number + 1))
                         scope.cancel()
             await until(lambda: sampled.cancelled == [1])
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [(faults.GoAway(processed=False), 2), (faults.GoAway(processed=True), 1)],
+    ids=["certainly unheard", "perhaps heard"],
+)
+async def test_a_cancel_is_told_again_only_if_the_server_has_certainly_not_heard_it(
+    fault: faults.Fault, times: int
+) -> None:
+    """A connection that ends politely refuses what it has not begun; nothing is told twice."""
+    service = FakeService()
+    service.faults.on("cancel_future", fault, occurrence=1)
+    service.faults.on("retrieve_future", faults.Stall(), occurrence=range(1, 50))
+    with anyio.fail_after(10):
+        async with service.session() as session:
+            sampler = await session.create_sampling_client(base_model="toy")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(sampler.sample, PROMPT)
+                await until(lambda: bool(service.ledger.of("retrieve_future")))
+                tasks.cancel_scope.cancel()
+            await until(lambda: len(service.ledger.of("cancel_future")) == times)
+
+    assert times == len(service.ledger.of("cancel_future"))
 
 
 def polled(sampled: Sampled, times: int) -> bool:

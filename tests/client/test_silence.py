@@ -41,7 +41,7 @@ async def test_a_server_that_answers_nothing_at_all_is_given_up(
     error = caught.value
     assert ("optim_step", "r2", 1) == (error.operation, error.request_id, error.attempts)
     assert error.silent_s is not None
-    assert error.silent_s >= 0.1
+    assert error.silent_s >= 0.1 - 1e-6  # the clock is a float: two readings differ by a rounding
     assert error.__cause__ is not None
 
 

@@ -16,7 +16,13 @@ import anyio.lowlevel
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, decode_json
 from tinker_async.api.retry import RetryPolicy
-from tinker_async.errors import RateLimitError, TinkerError
+from tinker_async.errors import (
+    APIStatusError,
+    ProtocolError,
+    RateLimitError,
+    RequestTimeoutError,
+    TinkerError,
+)
 from tinker_async.logs import log
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import RetrieveFutureRequest, UntypedAPIFuture
@@ -31,6 +37,7 @@ _AT_ONCE = 64
 _PATIENCE_S = 10.0
 """For all that is told at once."""
 _ASK_AGAIN = RetryPolicy(max_attempts=3, window_s=_PATIENCE_S, base_s=0.2)
+_PERHAPS_HEARD = (APIStatusError, ProtocolError, RequestTimeoutError)
 
 
 class Recalls:
@@ -85,9 +92,12 @@ class Recalls:
                         tasks.start_soon(self._find_and_tell, *self._unknown.popleft())
 
     async def _tell(self, request_id: str) -> None:
+        """Tell of one; again only if the server has certainly not heard it."""
         body = wire_json.encode(RetrieveFutureRequest(request_id=request_id))
         try:
-            await self._caller.once(endpoints.CANCEL_FUTURE, (body,))
+            await self._caller.call(
+                endpoints.CANCEL_FUTURE, (body,), policy=_ASK_AGAIN, never_repeat=_PERHAPS_HEARD
+            )
         except TinkerError as error:
             log.debug("cancel_not_told", request_id=request_id, error=type(error).__name__)
 
