@@ -117,6 +117,41 @@ async def samples(task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+async def bare_tasks(task: dict[str, Any]) -> dict[str, Any]:
+    """What the program's own tasks cost without this library: each waits twice for each sample."""
+    number, waiting = task["number"], list[anyio.Event]()
+    left, go = iter(range(number)), anyio.Event()
+
+    async def worker() -> None:
+        await go.wait()
+        for _ in left:
+            for _ in range(2):
+                event = anyio.Event()
+                waiting.append(event)
+                await event.wait()
+
+    async def wake() -> None:
+        woken = 0
+        while woken < 2 * number:
+            await anyio.lowlevel.checkpoint()
+            events, waiting[:] = waiting[:], ()
+            woken += len(events)
+            for event in events:
+                event.set()
+
+    gc.collect()
+    meter = measure.Meter()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(task["in_flight"]):
+            tasks.start_soon(worker)
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        meter.start()
+        go.set()
+        tasks.start_soon(wake)
+    return {"cpu_ms_per_sample": 1e3 * meter.stop()["cpu_s"] / number}
+
+
 async def samples_held(task: dict[str, Any]) -> dict[str, Any]:
     """What a sample in flight costs: all are started at once, and none has its result before.
 
@@ -318,6 +353,7 @@ async def _watching(task: dict[str, Any]) -> AsyncIterator[measure.Stalls]:
 
 _SCENARIOS = {
     "samples": samples,
+    "bare_tasks": bare_tasks,
     "samples_held": samples_held,
     "held_polls": held_polls,
     "forward_backward": forward_backward,

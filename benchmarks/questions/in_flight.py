@@ -4,6 +4,8 @@ Every sample's result takes so long that all are outstanding at the same time. T
 1,000 streams on a connection here, and the samples at once that the row says. The program's own
 tasks are made before the measurement begins. Python's cycle collector looks at all objects that
 live, again and again while their number grows; the row shows what it costs beside a run without it.
+The program's own tasks are most of what lives: the row shows what so many of them cost without a
+client, each waiting twice for a sample and then ending, beside so few that do the same work.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from benchmarks.rows import Row, column, within
 _FEW, _MANY = 512, 16_000
 _THE_FEW = f"{_FEW} in flight"
 _UNCOLLECTED = "cycle collector off"
+_BARE = "the program's own tasks alone"
+_BARE_FEW = f"{_FEW} of those"
 _LATE_MS = 4000
 """Results come when all samples are out: sending 16,000 takes about two seconds."""
 
@@ -38,6 +42,10 @@ def ask(bench: Bench) -> list[Row]:
                 _THE_FEW: partial(draw, who, _FEW, few_drawn, 200),
                 who: partial(draw, who, many, many, _LATE_MS),
             }
+            if who != "uvloop":
+                bare = partial(bench.client, who, None, "bare_tasks", number=many)
+                variants[_BARE] = partial(bare, in_flight=many)
+                variants[_BARE_FEW] = partial(bare, in_flight=_FEW)
             if who == "asyncio":
                 variants[_UNCOLLECTED] = partial(draw, who, many, many, _LATE_MS, collector=False)
             rows.append(_row(who, many, bench.interleave(variants)))

@@ -3,16 +3,19 @@
 The speed of a "model" is in the name of the base model, so one session can have a slow and
 a quick sampler: `stub-256-tokens-100-ms` draws 256 tokens, ready 100 ms after `asample`.
 Switches of the server are in the base path: `/c20000-z` means 20,000 samples at once
-and zstd. A sample's request id holds when it is ready, so samples need no memory here.
+and zstd; `/p` turns the session poller on, and `/h500` holds polls for 500 ms. A sample's request id holds when it is ready, so
+samples need no memory here but for the poller's.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import time
+from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import msgspec
@@ -29,6 +32,8 @@ _SAMPLER = re.compile(rb'"sampling_session_id"\s*:\s*"([^"]*)"')
 _MODEL = re.compile(rb'"base_model"\s*:\s*"([^"]*)"')
 _MODEL_SEQ = re.compile(rb'"model_seq_id"\s*:\s*(\d+)')
 _REQUEST = re.compile(rb'"request_id"\s*:\s*"([^"]*)"')
+_CURSOR = re.compile(rb'"prev_cursor"\s*:\s*(\d+)')
+_NONE_YET_NS = 20_000_000
 _VOCABULARY = 49_152
 
 
@@ -40,6 +45,12 @@ class Answer:
     is_protobuf: bool = False
     due_ns: int = 0
     status: int = 200
+    at_last: Callable[[], bytes] | None = None
+    """Makes the body when it is sent, if that is later."""
+
+    def content(self) -> bytes:
+        """Return the body as it is now."""
+        return self.body if self.at_last is None else self.at_last()
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,10 @@ class Asked:
     body: bytes
     wants_protobuf: bool = False
     is_zstd: bool = False
+    is_listed: bool = False
+    """Whether a poller is to be told of the sample."""
+    hold_ns: int = 0
+    """How long a poll is held at most; 0 is as long as it takes."""
 
 
 _Handler: TypeAlias = "Callable[[Desk, Asked], Answer]"
@@ -58,6 +73,39 @@ def _json(value: object) -> Answer:
     return Answer(msgspec.json.encode(value))
 
 
+class _Listed:
+    """Samples of one sampler, as its poller is told of them. Each takes as long as the others."""
+
+    def __init__(self) -> None:
+        self._passed = 0
+        self._samples: deque[tuple[int, bytes]] = deque()
+
+    def add(self, due_ns: int, request_id: bytes) -> None:
+        """Add one."""
+        self._samples.append((due_ns, request_id))
+
+    def pass_by(self, cursor: int) -> None:
+        """Forget what a cursor has passed."""
+        while self._passed < cursor and self._samples:
+            self._samples.popleft()
+            self._passed += 1
+
+    @property
+    def next_ns(self) -> int:
+        """When there is something to tell."""
+        return self._samples[0][0] if self._samples else time.monotonic_ns() + _NONE_YET_NS
+
+    def told(self) -> bytes:
+        """Return what is done."""
+        now = time.monotonic_ns()
+        done = [
+            name for due_ns, name in itertools.takewhile(lambda one: one[0] <= now, self._samples)
+        ]
+        listed = b",".join(b'{"state":"finished","request_id":"%b"}' % name for name in done)
+        return b'{"completions":[%b],"cursor":%d}' % (listed, self._passed + len(done))
+
+
+_NOT_YET = b'{"type":"try_again","request_id":"","queue_state":"active"}'
 _NOTHING = Answer(b"{}")
 _NOT_FOUND = Answer(b'{"detail":"the stub does not know this"}', status=404)
 
@@ -71,6 +119,7 @@ class Desk:
         self._paths: dict[str, _Handler] = {}
         self._counter = 0
         self._outputs: list[tuple[int, ...]] = []
+        self._listed: defaultdict[bytes, _Listed] = defaultdict(_Listed)
 
     def answer(self, path: str, asked: Asked) -> Answer:
         """Return the answer to a request."""
@@ -109,10 +158,26 @@ class Desk:
         tokens, delay_ns = _speed(found[1]) if found else (256, 0)
         due_ns = time.monotonic_ns() + delay_ns
         number = self._next()
+        request_id = b"sample %d %d %d" % (tokens, due_ns, number)
+        if asked.is_listed and found:
+            self._listed[found[1]].add(due_ns, request_id)
         return Answer(
-            b'{"request_id":"sample %d %d %d","sample_sequence_ids":["%d %d"]}'
-            % (tokens, due_ns, number, due_ns, number)
+            b'{"request_id":"%b","sample_sequence_ids":["%d %d"]}' % (request_id, due_ns, number)
         )
+
+    def asample_listed(self, asked: Asked) -> Answer:
+        return self.asample(replace(asked, is_listed=True))
+
+    def retrieve_futures(self, asked: Asked) -> Answer:
+        sampler, cursor = _SAMPLER.search(asked.body), _CURSOR.search(asked.body)
+        if sampler is None or cursor is None:
+            return _NOT_FOUND
+        listed = self._listed[sampler[1]]
+        listed.pass_by(int(cursor[1]))
+        due_ns, given_up_ns = listed.next_ns, time.monotonic_ns() + asked.hold_ns
+        if asked.hold_ns:
+            due_ns = min(due_ns, given_up_ns)
+        return Answer(b"", due_ns=due_ns, at_last=listed.told)
 
     def forward_backward(self, asked: Asked) -> Answer:
         request = decode_forward_backward(_unzstd(asked.body) if asked.is_zstd else asked.body)
@@ -132,8 +197,11 @@ class Desk:
             return _NOT_FOUND
         kind, *numbers = found[1].split(b" ")
         if kind == b"sample":
+            due_ns, given_up_ns = int(numbers[1]), time.monotonic_ns() + asked.hold_ns
+            if asked.hold_ns and given_up_ns < due_ns:
+                return Answer(_NOT_YET, due_ns=given_up_ns)
             body = _sample(int(numbers[0]), asked.wants_protobuf)
-            return Answer(body, asked.wants_protobuf, int(numbers[1]))
+            return Answer(body, asked.wants_protobuf, due_ns)
         if kind == b"output":
             lengths = self._outputs[int(numbers[0])]
             return Answer(_output(lengths, asked.wants_protobuf), asked.wants_protobuf)
@@ -150,13 +218,19 @@ def _route(path: str) -> _Handler:
         "create_session": Desk.create_session,
         "create_sampling_session": Desk.create_sampling_session,
         "create_model": Desk.create_model,
-        "asample": Desk.asample,
+        "asample": Desk.asample_listed if "p" in switches else Desk.asample,
         "forward_backward": Desk.forward_backward,
         "optim_step": Desk.optim_step,
         "retrieve_future": Desk.retrieve_future,
+        "retrieve_futures": Desk.retrieve_futures,
     }
+    hold = re.search(r"h(\d+)", switches)
     if name in handlers:
-        return handlers[name]
+        handler = handlers[name]
+        if hold is None:
+            return handler
+        hold_ns = int(hold[1]) * 1_000_000
+        return lambda desk, asked: handler(desk, replace(asked, hold_ns=hold_ns))
     fixed = _fixed(name, switches)
     return lambda _desk, _asked: fixed
 
@@ -168,6 +242,7 @@ def _fixed(name: str, switches: str) -> Answer:
         "client/config": {
             "parallel_fwdbwd_chunks": True,
             "proto_compress_fwdbwd": "z" in switches,
+            "sample_use_retrieve_futures": "p" in switches,
             "sample_max_concurrent_requests": int(concurrency[1]) if concurrency else 2000,
         },
         "client/dynamic_config": {},

@@ -63,10 +63,11 @@ class Http1Connection(asyncio.Protocol):
 
     def _send(self, answer: Answer) -> None:
         self._timer = None
+        body = answer.content()
         kind = b"application/x-protobuf" if answer.is_protobuf else b"application/json"
         self._transport.write(
             b"HTTP/1.1 %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n%s"
-            % (_REASON[answer.status], kind, len(answer.body), answer.body)
+            % (_REASON[answer.status], kind, len(body), body)
         )
         if self._size:
             self.data_received(b"")

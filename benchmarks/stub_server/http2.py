@@ -184,9 +184,10 @@ class Http2Connection(asyncio.Protocol):
 
     def _send(self, stream_id: int, answer: Answer) -> None:
         kind = _PROTOBUF if answer.is_protobuf else _JSON
-        block = _STATUS[answer.status] + self._content_type(kind) + _length(len(answer.body))
+        body = answer.content()
+        block = _STATUS[answer.status] + self._content_type(kind) + _length(len(body))
         self._out.append(frame(_HEADERS, _END_HEADERS, stream_id, block))
-        self._streams[stream_id].rest = memoryview(answer.body)
+        self._streams[stream_id].rest = memoryview(body)
         self._send_data(stream_id)
 
     def _content_type(self, kind: bytes) -> bytes:

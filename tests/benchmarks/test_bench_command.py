@@ -47,6 +47,6 @@ def test_a_server_that_is_not_there_is_one_line_and_a_hint() -> None:
     result = CliRunner().invoke(
         main, ["bench", "--url", "http://127.0.0.1:1", "--api-key", "tml-key"]
     )
-    assert result.exit_code == 1
+    assert result.exit_code == 7
     assert "error: nothing listens on 127.0.0.1:1" in result.stderr
     assert "hint: " in result.stderr

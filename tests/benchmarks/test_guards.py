@@ -6,12 +6,13 @@ the library really costs is in `benchmarks/RESULTS.md`.
 
 from __future__ import annotations
 
+import gc
 import json
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,8 +30,11 @@ MOST_UNITS_PER_SAMPLE = 0.25
 """Of the calibration loop (20,000 rounds of pure Python)."""
 MOST_COPIES = 3.0
 """Of a request's tensors, that encoding it may cost."""
-MOST_MODULES = 280
+MOST_MODULES = 295
+MOST_OBJECTS = 8
+"""That the cycle collector walks for each waiting sample, above those of a task that waits for an event."""
 HELD = 50
+COUNTED = 200
 BOUND_S = 30
 
 
@@ -73,6 +77,48 @@ async def test_a_short_request_passes_fifty_held_polls(stub: Stub) -> None:
             assert len(response.sequences[0].tokens) == 4
             assert results == []
             assert session.statistics().transport.connections == 1
+
+
+async def test_a_waiting_sample_holds_few_objects_for_the_cycle_collector(stub: Stub) -> None:
+    """What a sample costs when very many wait is what the collector has to walk, again and again."""
+    context = ssl.create_default_context(cafile=stub.authority)
+    url = f"https://127.0.0.1:{stub.tls}"
+    prompt, params = ta.ModelInput.from_ints([1, 2, 3]), ta.SamplingParams(max_tokens=4)
+    with anyio.fail_after(BOUND_S):
+        async with ta.Session(url, "tml-key", ssl_context=context) as session:
+            slow = await session.create_sampling_client(base_model="stub-4-tokens-60000-ms")
+
+            async def sample() -> None:
+                await slow.sample(prompt, params)
+
+            async def event() -> None:
+                await anyio.Event().wait()
+
+            async def held(number: int) -> None:
+                while session.statistics().transport.in_flight[TrafficClass.POLLING] < number:
+                    await session.get_server_capabilities()
+
+            async with anyio.create_task_group() as tasks:
+
+                async def objects_of_each(
+                    work: Callable[[], Coroutine[Any, Any, None]], there: int
+                ) -> float:
+                    gc.collect()
+                    before = len(gc.get_objects())
+                    for _ in range(COUNTED):
+                        tasks.start_soon(work)
+                    await held(there)
+                    await anyio.wait_all_tasks_blocked()
+                    gc.collect()
+                    return (len(gc.get_objects()) - before) / COUNTED
+
+                for _ in range(HELD):
+                    tasks.start_soon(sample)
+                await held(HELD)
+                of_sample = await objects_of_each(sample, HELD + COUNTED)
+                of_event = await objects_of_each(event, HELD + COUNTED)
+                tasks.cancel_scope.cancel()
+    assert of_sample - of_event <= MOST_OBJECTS
 
 
 def test_encoding_costs_little_more_than_a_copy_of_the_tensors() -> None:

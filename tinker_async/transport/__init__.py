@@ -37,7 +37,7 @@ class Receipt(Protocol):
     """Set when the first byte is about to be written: from then on the peer may have it."""
 
 
-class Request(msgspec.Struct, frozen=True, eq=False):
+class Request(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One HTTP request. `path` is absolute and includes the base path and the query."""
 
     method: str
@@ -53,7 +53,7 @@ class Request(msgspec.Struct, frozen=True, eq=False):
         return sum(memoryview(part).nbytes for part in self.body)
 
 
-class Response(msgspec.Struct, frozen=True, eq=False):
+class Response(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One HTTP response, body read to its end (content-encoding already undone)."""
 
     status: int

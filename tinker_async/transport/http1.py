@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import SocketAttribute
 
+from tinker_async.errors import ProtocolError
 from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.content import MAX_BODY_BYTES, decoded, too_large
 from tinker_async.transport.failures import (
@@ -47,11 +48,14 @@ if TYPE_CHECKING:
 
 _IDLE_S = 60.0
 """Connections unused for so long are closed when another request passes by."""
+_CRASHED = 500
 _READ_BYTES = 256 << 10
 _WRITE_BYTES = 256 << 10
 _SMALL_BODY_BYTES = 64 << 10
 """Up to this, head and body are joined to one write."""
 _CLOSE_S = 1.0
+_RESTED_S = 1.0
+"""No server closes connections that were idle for less."""
 _LOOK_S = 0.05
 """Shortest time between two looks for connections that are silent."""
 _FAILURES: tuple[type[Exception], ...] = (*STREAM_FAILURES, BadMessageError)
@@ -67,6 +71,7 @@ class _Kept:
         "clean",
         "closed",
         "heard_at",
+        "rested",
         "silence_s",
         "silent",
         "stream",
@@ -77,6 +82,8 @@ class _Kept:
         self.clean = True
         """Whether the last exchange ended as it should."""
         self.closed = False
+        self.rested = False
+        """Whether it was idle for so long before that the server may be closing it."""
         self.heard_at = anyio.current_time()
         """When either side last made progress; of an idle connection: its last use."""
         self.silence_s: float | None = None
@@ -294,7 +301,8 @@ class Http1Line:
     ) -> Response:
         kept.clean = False
         kept.silence_s = silence_s
-        kept.heard_at = anyio.current_time()
+        now = anyio.current_time()
+        kept.rested, kept.heard_at = now - kept.heard_at > _RESTED_S, now
         if silence_s is not None and kept.heard_at + silence_s < self._next_look:
             self._look_at(kept.heard_at + silence_s)
         reader = ResponseReader(
@@ -304,10 +312,15 @@ class Http1Line:
             sent = await kept.send(head, request, size)
             await kept.receive(reader)
         except _FAILURES as error:
-            raise self._failure(kept, error) from error
+            failure = self._failure(kept, error)
+            if kept.rested and not reader.began and isinstance(failure, ProtocolError):
+                failure.kept = True
+            raise failure from error
         except OverflowError as error:
             raise too_large(request.path, MAX_BODY_BYTES) from error
-        kept.clean = sent and reader.reusable and not kept.closed
+        # After a crash many servers close the connection and do not say so.
+        usable = reader.reusable and reader.head.status != _CRASHED
+        kept.clean = sent and usable and not kept.closed
         return _response(reader, request.path)
 
     def _failure(self, kept: _Kept, error: Exception) -> TinkerError:

@@ -222,6 +222,11 @@ class ResponseReader:
         """Whether the connection may carry another exchange; valid when the response is whole."""
 
     @property
+    def began(self) -> bool:
+        """Whether anything of a response has come."""
+        return bool(self.head is not _NO_HEAD or self._rest)
+
+    @property
     def body(self) -> bytes:
         """The body so far."""
         if self._chunks is not None:

@@ -38,6 +38,7 @@ from tinker_async.transport.frames import (
 )
 from tinker_async.transport.lanes import Shares
 from tinker_async.transport.uploads import Upload, size_of
+from tinker_async.transport.waiting import Waiter, wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,9 @@ class Owner(Protocol):
     def vacated(self, connection: Connection, traffic: TrafficClass) -> None:
         """A place on the connection is free."""
 
+    def refill(self, connection: Connection) -> None:
+        """What made places free while the connection was `reading` is all taken in."""
+
     def changed(self, connection: Connection) -> None:
         """Its capacity changed, it takes no new requests any more, or it ended."""
 
@@ -87,41 +91,72 @@ class Owner(Protocol):
         """Whether the others suffice without this connection."""
 
 
-class _Stream(FramedStream):
-    """One request and its answer so far."""
+class Stream(FramedStream):
+    """One request, from its place in line to the end of its answer.
+
+    Thousands of them wait at a time, so each is as few objects as can be.
+    """
 
     __slots__ = (
+        "body",
         "chunks",
+        "connection",
         "credit",
-        "done",
         "ended",
         "error",
         "head",
         "heard_at",
-        "path",
+        "number",
+        "request",
         "silence_s",
         "size",
         "traffic",
         "unread",
         "upload",
+        "waiter",
     )
 
-    def __init__(self, request: Request, silence_s: float | None, done: anyio.Event) -> None:
+    def __init__(self, request: Request, silence_s: float | None, waiter: Waiter) -> None:
         super().__init__()
-        self.path = request.path
+        self.request = request
         self.traffic = request.traffic
-        self.upload: Upload | None = None
+        self.connection: Connection | None = None
+        """None while it stands in line."""
+        self.number = 0
+        size = size_of(request.body)
+        small = size <= _SMALL_BODY_BYTES
+        self.body = b"".join(request.body) if small else b""
+        self.upload: Upload | None = None if small else Upload(request.body)
         self.silence_s = silence_s
         self.heard_at: float | None = None
         """When either side last made progress; None until the request was written."""
         self.head: Head | None = None
-        self.chunks: list[bytes] = []
+        self.chunks: bytes | list[bytes] = b""
+        """The body, once it has come in pieces a list of them."""
         self.size = 0
         self.credit = 0  # received bytes the peer may not replace yet
         self.error: Exception | None = None
         self.unread = False
         self.ended = False
-        self.done = done
+        self.waiter = waiter
+        """Woken when it has ended."""
+
+    def settle(self, error: Exception | None) -> None:
+        """End it and wake whoever waits for it."""
+        self.ended = True
+        self.error = error
+        self.upload = None
+        wake(self.waiter)
+
+    def keep(self, data: bytes) -> None:
+        """Add a piece of the response's body."""
+        if not self.size:
+            self.chunks = data
+        elif isinstance(self.chunks, list):
+            self.chunks.append(data)
+        else:
+            self.chunks = [self.chunks, data]
+        self.size += len(data)
 
 
 def _name(code: ErrorCodes | int | None) -> str:
@@ -142,18 +177,22 @@ class Connection:
         self._where = origin.address
         self._owner = owner
         self._keep_alive = keep_alive
-        self._h2: Framing[_Stream] = Framing(origin.scheme, origin.authority, self)
+        self._h2: Framing[Stream] = Framing(origin.scheme, origin.authority, self)
         self.shares = Shares(0)
         self.open = False
         """Whether new requests may start here."""
+        self.reading = False
+        """Whether bytes are being taken in: what comes later in them may end the connection."""
+        self.has_vacated = False
+        """Whether they freed places, for `Owner.refill`."""
         self._started: Callable[[], None] | None = None
         self._scope = anyio.CancelScope()
         self._cause: BaseException | None = None
         self._streams = self._h2.live
         self._next_id = 1
-        self._uploads: deque[_Stream] = deque()
-        self._blocked: dict[int, _Stream] = {}
-        self._unsent: list[_Stream] = []
+        self._uploads: deque[Stream] = deque()
+        self._blocked: dict[int, Stream] = {}
+        self._unsent: list[Stream] = []
         self._wake = anyio.Event()
         self._new_event = type(self._wake)
         """The event loop's own class: `anyio.Event` would look for it each time."""
@@ -162,7 +201,7 @@ class Connection:
         """When the watcher next looks for silent streams."""
         self._writing = False
         self._credit = 0
-        self._hungry: list[_Stream] = []
+        self._hungry: list[Stream] = []
         self._alive_at = anyio.current_time()
         self._used_at = self._alive_at
         self._pinged_at: float | None = None
@@ -225,7 +264,7 @@ class Connection:
         self._owner.changed(self)
         self._scope.cancel()
 
-    def _failure_of(self, stream: _Stream) -> Exception:
+    def _failure_of(self, stream: Stream) -> Exception:
         error: Exception
         if self._owner.closing:
             error = closed_error(self._where)
@@ -254,82 +293,66 @@ class Connection:
 
     # -- requests ----------------------------------------------------------------------
 
-    async def exchange(self, request: Request, silence_s: float | None) -> Response | None:
-        """Send a request and return its response; the caller has taken a place for it.
-
-        None: the server is going away in good order and has not looked at the request.
-        """
-        stream = self._start(request, silence_s)
-        try:
-            await stream.done.wait()
-        finally:
-            if not stream.ended:
-                self._abandon(stream, None)
-        if stream.error is not None:
-            raise stream.error
-        return None if stream.unread else self._response(stream)
-
-    def _start(self, request: Request, silence_s: float | None) -> _Stream:
-        """Queue a request for the writer."""
-        try:
-            size = size_of(request.body)
-            small = b"".join(request.body) if size <= _SMALL_BODY_BYTES else b""
-            upload = None if size == len(small) else Upload(request.body)
-            stream = _Stream(request, silence_s, self._new_event())
-            self._h2.open_stream(
-                stream, self._next_id, request.method, request.path, request.headers, size
-            )
-        except BaseException:
-            self._owner.vacated(self, request.traffic)
-            raise
+    def start(self, stream: Stream) -> None:
+        """Queue a request for the writer; a place has been taken for it, and goes if this fails."""
+        request, body, upload = stream.request, stream.body, stream.upload
+        size = len(body) if upload is None else upload.left
+        stream.connection = self
+        self._h2.open_stream(
+            stream, self._next_id, request.method, request.path, request.headers, size
+        )
         self._next_id += 2
         if request.receipt is not None:
             request.receipt.on_wire = True
         self._unsent.append(stream)
-        if small and not self._uploads and size <= self._h2.room(stream):
-            self._h2.put_body(stream, small)
+        if upload is None and not self._uploads and size <= self._h2.room(stream):
+            if size:
+                self._h2.put_body(stream, body)
         elif size:
-            stream.upload = upload or Upload((small,))
+            stream.upload = upload or Upload((body,))
             self._uploads.append(stream)
+        stream.body = b""
         if self._next_id > LAST_STREAM_ID:
             self._retire()
         self._wake.set()
-        return stream
 
-    def _response(self, stream: _Stream) -> Response:
-        head = stream.head
+    def response(self, stream: Stream) -> Response:
+        """Return the response of a stream that has ended well.
+
+        Raises:
+            ProtocolError: It is none.
+        """
+        head, path = stream.head, stream.request.path
         if head is None:
-            raise ProtocolError(f"{self._where} ended the answer to {stream.path} without headers")
+            raise ProtocolError(f"{self._where} ended the answer to {path} without headers")
         if not head.status:
-            raise ProtocolError(f"{self._where} answered {stream.path} without a status")
+            raise ProtocolError(f"{self._where} answered {path} without a status")
         if head.body_bytes is not None and head.body_bytes != stream.size:
             raise ProtocolError(
-                f"{self._where} promised {head.body_bytes} bytes in answer to {stream.path} and "
+                f"{self._where} promised {head.body_bytes} bytes in answer to {path} and "
                 f"sent {stream.size}",
                 hint="the request may have been processed",
             )
         chunks = stream.chunks
-        body: Buffer = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        body: Buffer = b"".join(chunks) if isinstance(chunks, list) else chunks
         if head.is_encoded:
-            body = decoded(head.headers, body, endpoint=stream.path)
+            body = decoded(head.headers, body, endpoint=path)
         return Response(head.status, head.headers, body)
 
-    def _abandon(self, stream: _Stream, error: Exception | None) -> None:
+    def abandon(self, stream: Stream, error: Exception | None) -> None:
         """Give up a request and tell the peer; nothing else is touched."""
         self._h2.reset(stream, ErrorCodes.CANCEL)
         self._end(stream, error)
         self._wake.set()
 
-    def _end(self, stream: _Stream, error: Exception | None) -> None:
+    def _end(self, stream: Stream, error: Exception | None) -> None:
         """Settle a stream: the one place where its place is freed and its waiter woken."""
         if stream.ended:
             return
-        stream.ended = True
-        stream.error = error
-        stream.upload = None
         del self._streams[stream.id]
-        self._blocked.pop(stream.id, None)
-        stream.done.set()
+        if self._blocked:
+            self._blocked.pop(stream.id, None)
+        stream.settle(error)
         self._owner.vacated(self, stream.traffic)
         if not self._streams and not self.open:
             self._scope.cancel()
@@ -402,7 +425,14 @@ class Connection:
             data = await self._wire.receive(_READ_BYTES)
             self._alive_at = anyio.current_time()
             self._pinged_at = None
-            self._h2.receive(data)
+            self.reading = True
+            try:
+                self._h2.receive(data)
+            finally:
+                self.reading = False
+            if self.has_vacated:
+                self.has_vacated = False
+                self._owner.refill(self)
             self._give_credit()
             if self._h2.has_output or self._uploads:
                 self._wake.set()
@@ -419,42 +449,41 @@ class Connection:
             self._h2.give_credit(self._credit)
             self._credit = 0
 
-    def heard_head(self, stream: _Stream, head: Head, *, ended: bool) -> None:
+    def heard_head(self, stream: Stream, head: Head, *, ended: bool) -> None:
         """Keep the response's headers."""
         stream.head = head
         stream.heard_at = self._alive_at
         if ended:
             self.heard_end(stream)
 
-    def heard_interim(self, stream: _Stream) -> None:
+    def heard_interim(self, stream: Stream) -> None:
         """Note that the server lives."""
         stream.heard_at = self._alive_at
 
-    def heard_data(self, stream: _Stream | None, data: bytes, length: int, *, ended: bool) -> None:
+    def heard_data(self, stream: Stream | None, data: bytes, length: int, *, ended: bool) -> None:
         """Keep a piece of a body, and count what is to be credited for it."""
         self._credit += length
         if stream is None:
             return
         stream.heard_at = self._alive_at
         if data:
-            stream.chunks.append(data)
-            stream.size += len(data)
+            stream.keep(data)
         stream.credit += length
         if stream.size > MAX_BODY_BYTES:
-            self._abandon(stream, too_large(stream.path, MAX_BODY_BYTES))
+            self.abandon(stream, too_large(stream.request.path, MAX_BODY_BYTES))
         elif ended:
             self.heard_end(stream)
         elif stream.credit >= STREAM_WINDOW_BYTES // 4:
             self._hungry.append(stream)
 
-    def heard_end(self, stream: _Stream) -> None:
+    def heard_end(self, stream: Stream) -> None:
         """Settle a response that is whole."""
         if stream.upload is not None:
             # Answered before the whole body was sent: the rest is not wanted.
             self._h2.reset(stream, ErrorCodes.NO_ERROR)
         self._end(stream, None)
 
-    def heard_reset(self, stream: _Stream, code: int) -> None:
+    def heard_reset(self, stream: Stream, code: int) -> None:
         """Fail a request that the server broke off."""
         if code == ErrorCodes.REFUSED_STREAM:
             self._end(stream, unsent_error(self._where, "the server refused the request unread"))
@@ -462,7 +491,7 @@ class Connection:
         self._end(
             stream,
             ProtocolError(
-                f"{self._where} broke off the answer to {stream.path} ({_name(code)})",
+                f"{self._where} broke off the answer to {stream.request.path} ({_name(code)})",
                 hint="the request may or may not have been processed",
             ),
         )
@@ -477,7 +506,7 @@ class Connection:
                 self._end(stream, None if stream.unread else unsent_error(self._where, reason))
         self._retire()
 
-    def heard_window(self, stream: _Stream | None) -> None:
+    def heard_window(self, stream: Stream | None) -> None:
         """Go on with an upload that waited for room."""
         if stream is not None and self._blocked.pop(stream.id, None) is not None:
             self._uploads.append(stream)
@@ -537,7 +566,7 @@ class Connection:
                 stream.heard_at = now
             due = stream.heard_at + stream.silence_s
             if due <= now:
-                self._abandon(stream, silence_error(self._where, stream.silence_s))
+                self.abandon(stream, silence_error(self._where, stream.silence_s))
             else:
                 next_look = min(next_look, due)
         self._next_look = max(next_look, now + _LOOK_S)

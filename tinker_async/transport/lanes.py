@@ -8,7 +8,7 @@ Rule: held polls never take the last places, and nothing takes the very last one
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import anyio
 import msgspec
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 _SESSION = TrafficClass.SESSION
 _POLLING = TrafficClass.POLLING
-
-Place = TypeVar("Place")
 
 
 class TransportStatistics(msgspec.Struct, frozen=True):
@@ -76,28 +74,27 @@ class Shares:
         self.taken_by[traffic] -= 1
 
 
-class Ticket(Generic[Place]):
-    """One waiter: `called` is set when it has a place or an error."""
+class Queued(Protocol):
+    """Whatever stands in a line."""
 
-    __slots__ = ("called", "error", "number", "place", "traffic")
-
-    def __init__(self, traffic: TrafficClass, number: int) -> None:
-        self.traffic = traffic
-        self.number = number
-        self.called = anyio.Event()
-        self.place: Place | None = None
-        self.error: BaseException | None = None
+    traffic: TrafficClass
+    number: int
+    """Given by the line: who came first has the lower one."""
 
 
-class Line(Generic[Place]):
-    """The waiting line: first come first served, save that `SESSION` goes first.
+Entry = TypeVar("Entry", bound=Queued)
+Place = TypeVar("Place")
+
+
+class Turns(Generic[Entry]):
+    """A line: first come first served, save that `SESSION` goes first.
 
     A class that may not take a place now lets those behind it pass.
     """
 
     def __init__(self, longest: int = 100_000) -> None:
         self.longest = longest
-        self._queues: dict[TrafficClass, OrderedDict[Ticket[Place], None]] = {
+        self._queues: dict[TrafficClass, OrderedDict[Entry, None]] = {
             traffic: OrderedDict() for traffic in TrafficClass
         }
         self._handed_out = 0
@@ -110,34 +107,65 @@ class Line(Generic[Place]):
         """How many of this class wait."""
         return len(self._queues[traffic])
 
-    def join(self, traffic: TrafficClass) -> Ticket[Place]:
+    def add(self, entry: Entry) -> None:
         """Queue up at the end."""
         self._handed_out += 1
-        ticket: Ticket[Place] = Ticket(traffic, self._handed_out)
-        self._queues[traffic][ticket] = None
+        entry.number = self._handed_out
+        self._queues[entry.traffic][entry] = None
         self._length += 1
-        return ticket
 
-    def leave(self, ticket: Ticket[Place]) -> bool:
-        """Take a waiter out of the line; False if it was called already."""
-        queue = self._queues[ticket.traffic]
-        if ticket not in queue:
+    def leave(self, entry: Entry) -> bool:
+        """Take somebody out of the line; False if that was done already."""
+        queue = self._queues[entry.traffic]
+        if entry not in queue:
             return False
-        del queue[ticket]
+        del queue[entry]
         self._length -= 1
         return True
 
-    def first(self, admits: Callable[[TrafficClass], bool]) -> Ticket[Place] | None:
-        """Return (and leave in line) the waiter whose turn it is, if any is admitted."""
-        best: Ticket[Place] | None = None
+    def first(self, admits: Callable[[TrafficClass], bool]) -> Entry | None:
+        """Return (and leave in line) the one whose turn it is, if any is admitted."""
+        best: Entry | None = None
         for traffic, queue in self._queues.items():
-            if queue and (best is None or next(iter(queue)).number < best.number):
-                if not admits(traffic):
-                    continue
-                best = next(iter(queue))
+            if not queue:
+                continue
+            entry = next(iter(queue))
+            if (best is None or entry.number < best.number) and admits(traffic):
                 if traffic is _SESSION:
-                    return best
+                    return entry
+                best = entry
         return best
+
+    def clear(self, each: Callable[[Entry], None]) -> None:
+        """Take everybody out of the line, and do this to each."""
+        for queue in self._queues.values():
+            while queue:
+                entry, _ = queue.popitem(last=False)
+                self._length -= 1
+                each(entry)
+
+
+class Ticket(Generic[Place]):
+    """One waiter: `called` is set when it has a place or an error."""
+
+    __slots__ = ("called", "error", "number", "place", "traffic")
+
+    def __init__(self, traffic: TrafficClass) -> None:
+        self.traffic = traffic
+        self.number = 0
+        self.called = anyio.Event()
+        self.place: Place | None = None
+        self.error: BaseException | None = None
+
+
+class Line(Turns[Ticket[Place]]):
+    """A line of tasks that wait to be called."""
+
+    def join(self, traffic: TrafficClass) -> Ticket[Place]:
+        """Queue up at the end."""
+        ticket: Ticket[Place] = Ticket(traffic)
+        self.add(ticket)
+        return ticket
 
     def call(self, ticket: Ticket[Place], place: Place) -> None:
         """Give a waiter its place and wake it."""
@@ -147,9 +175,9 @@ class Line(Generic[Place]):
 
     def dismiss(self, error: Callable[[], BaseException]) -> None:
         """Fail everybody in line, each with an error of its own."""
-        for queue in self._queues.values():
-            while queue:
-                ticket, _ = queue.popitem(last=False)
-                ticket.error = error()
-                ticket.called.set()
-        self._length = 0
+
+        def fail(ticket: Ticket[Place]) -> None:
+            ticket.error = error()
+            ticket.called.set()
+
+        self.clear(fail)

@@ -13,8 +13,9 @@ import anyio
 from tinker_async.errors import ConnectError, TransportError
 from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.failures import closed_error, copy_error, unsent_error
-from tinker_async.transport.http2 import Connection, KeepAlive
-from tinker_async.transport.lanes import Line, Shares, Ticket, TransportStatistics
+from tinker_async.transport.http2 import Connection, KeepAlive, Stream
+from tinker_async.transport.lanes import Shares, TransportStatistics, Turns
+from tinker_async.transport.waiting import waiters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -59,7 +60,8 @@ class Multiplexer:
         self._dial_again_at = 0.0
         self._typical = _ASSUMED_STREAMS
         self._shares = Shares(max_connections * _ASSUMED_STREAMS)
-        self._line: Line[Connection] = Line()
+        self._line: Turns[Stream] = Turns()
+        self._new_waiter = waiters()
         self._opened = 0
         self._requests = 0
 
@@ -85,85 +87,93 @@ class Multiplexer:
     async def request(self, request: Request, *, silence_s: float | None = None) -> Response:
         """Send a request and return the whole response; see `Transport.request`."""
         for _ in range(_ATTEMPTS):
-            connection = self._seat(request.traffic)
-            if connection is None:
-                connection = await self._seat_later(request.traffic)
-            self._requests += 1
-            response = await connection.exchange(request, silence_s)
-            if response is not None:
-                return response
+            stream = Stream(request, silence_s, self._new_waiter())
+            self._begin(stream)
+            try:
+                await stream.waiter
+            finally:
+                if not stream.ended:
+                    self._give_up(stream)
+            if stream.error is not None:
+                raise stream.error
+            if stream.connection is not None and not stream.unread:
+                return stream.connection.response(stream)
         raise unsent_error(self._origin.address, "the server closes every connection at once")
+
+    def _give_up(self, stream: Stream) -> None:
+        if stream.connection is None:
+            self._line.leave(stream)
+        else:
+            stream.connection.abandon(stream, None)
 
     # -- places ------------------------------------------------------------------------
 
-    def _seat(self, traffic: TrafficClass) -> Connection | None:
-        """Take a place if one is free and nobody waits for it."""
-        if self._line.waiting(traffic) or not self._shares.admits(traffic):
-            return None
-        for connection in self._connections:
-            if connection.open and connection.shares.admits(traffic):
-                self._take(connection, traffic)
-                return connection
-        return None
+    def _begin(self, stream: Stream) -> None:
+        """Start a request on a connection, or put it in line if there is no place."""
+        traffic = stream.traffic
+        if not self._line.waiting(traffic) and self._shares.admits(traffic):
+            for connection in self._connections:
+                if connection.open and connection.shares.admits(traffic):
+                    self._send(connection, stream)
+                    return
+        if self.closing:
+            raise closed_error(self._origin.address)
+        if len(self._line) >= self._line.longest:
+            raise unsent_error(self._origin.address, "too many requests wait to be sent")
+        self._line.add(stream)
+        self._grow()
 
-    def _take(self, connection: Connection, traffic: TrafficClass) -> None:
+    def _send(self, connection: Connection, stream: Stream) -> None:
+        traffic, shares = stream.traffic, connection.shares
         self._shares.take(traffic)
-        shares = connection.shares
         shares.take(traffic)
+        try:
+            connection.start(stream)
+        except BaseException:
+            shares.give_back(traffic)
+            self._shares.give_back(traffic)
+            raise
+        self._requests += 1
         if shares.taken * 4 >= shares.capacity * 3 and connection is self._connections[-1]:
             self._grow(at_least=1)
 
-    async def _seat_later(self, traffic: TrafficClass) -> Connection:
-        """Wait in line for a place on a connection that is open."""
-        while True:
-            if self.closing:
-                raise closed_error(self._origin.address)
-            if len(self._line) >= self._line.longest:
-                raise unsent_error(self._origin.address, "too many requests wait to be sent")
-            ticket = self._line.join(traffic)
-            self._grow()
-            try:
-                await ticket.called.wait()
-            except BaseException:
-                self._give_up(ticket)
-                raise
-            if ticket.error is not None:
-                raise ticket.error
-            connection = ticket.place
-            if connection is not None and connection.open:
-                return connection
-            self._give_up(ticket)  # it ended between the promise and now
-
-    def _give_up(self, ticket: Ticket[Connection]) -> None:
-        if not self._line.leave(ticket) and ticket.place is not None:
-            self.vacated(ticket.place, ticket.traffic)
-
     def vacated(self, connection: Connection, traffic: TrafficClass) -> None:
-        """Take back a place and give it to whoever is next."""
+        """Take back a place and, unless more is to come, give it to whoever is next."""
         connection.shares.give_back(traffic)
         self._shares.give_back(traffic)
+        if connection.reading:
+            connection.has_vacated = True
+        elif self._line:
+            self.refill(connection)
+
+    def refill(self, connection: Connection) -> None:
+        """Give the free places of a connection to those in line."""
         if self._line:
-            if connection.open:
-                self._serve(connection)
-            if self._line:
-                self._grow()
+            self._serve(connection)
+        if self._line:
+            self._grow()
 
     def _serve(self, connection: Connection) -> None:
-        """Give the free places of a connection to those in line."""
+        """Start those in line for whom a connection has places."""
         shares = connection.shares
-        while self._line:
-            ticket = self._line.first(
+        while self._line and connection.open and shares.taken < shares.capacity:
+            stream = self._line.first(
                 lambda traffic: shares.admits(traffic) and self._shares.admits(traffic)
             )
-            if ticket is None:
+            if stream is None:
                 return
-            self._take(connection, ticket.traffic)
-            self._line.call(ticket, connection)
+            self._line.leave(stream)
+            try:
+                self._send(connection, stream)
+            except Exception as error:  # noqa: BLE001 - we are in another's task: this one's own
+                stream.settle(error)
 
     # -- connections -------------------------------------------------------------------
 
     def _grow(self, at_least: int = 0) -> None:
         """Start as many connections as the line asks for, within bounds."""
+        if self._dialling >= _PARALLEL_DIALS or (self._dialling and not self._line):
+            return  # the most frequent cases, of many requests at once
         wanted = at_least
         if self._line and self._line.first(self._shares.admits) is not None:
             wanted = max(wanted, -(-len(self._line) // max(1, self._typical)))
@@ -240,7 +250,7 @@ class Multiplexer:
         self._dial_again_at = anyio.current_time() + _PAUSE_AFTER_FAILURE_S
         if self._connections or self._dialling:
             return  # those in line are served as places become free
-        self._line.dismiss(lambda: copy_error(error))
+        self._line.clear(lambda stream: stream.settle(copy_error(error)))
 
     def is_spare(self, connection: Connection) -> bool:
         """Whether others have room enough for what comes."""
@@ -249,4 +259,4 @@ class Multiplexer:
     async def close(self) -> None:
         """Refuse new requests and fail those in line; connections end with the task group."""
         self.closing = True
-        self._line.dismiss(lambda: closed_error(self._origin.address))
+        self._line.clear(lambda stream: stream.settle(closed_error(self._origin.address)))

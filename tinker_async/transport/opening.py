@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -16,15 +16,17 @@ from tinker_async.errors import ConfigError, ConnectError, TinkerError, Transpor
 from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.failures import closed_error, copy_error
 from tinker_async.transport.lanes import TransportStatistics
-from tinker_async.transport.origin import Origin, chosen_protocol, dial, parse_origin
-from tinker_async.transport.tasks import LastingTasks
+from tinker_async.transport.origin import Origin, Route, chosen_protocol, dial, parse_origin
+from tinker_async.transport.tasks import LastingTasks, lasting_tasks
+from tinker_async.transport.trust import trusting_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from anyio.abc import ByteStream
 
+    from tinker_async.proxies import Proxy
     from tinker_async.transport.http1 import Http1Line
     from tinker_async.transport.http2 import KeepAlive
     from tinker_async.transport.multiplexer import Multiplexer
@@ -42,6 +44,7 @@ class OpenTransport:
         origin: Origin,
         tasks: LastingTasks,
         *,
+        route: Route,
         ssl_context: ssl.SSLContext | None,
         http2: bool | None,
         connect_timeout_s: float,
@@ -50,6 +53,7 @@ class OpenTransport:
     ) -> None:
         self._origin = origin
         self._tasks = tasks
+        self._route = route
         self._ssl_context = ssl_context
         self._timeout_s = connect_timeout_s
         self._most = max_connections
@@ -72,11 +76,23 @@ class OpenTransport:
         nothing = dict.fromkeys(TrafficClass, 0)
         return TransportStatistics("", 0, int(self._choice is not None), nothing, nothing, 0, 0)
 
-    async def request(self, request: Request, *, silence_s: float | None = None) -> Response:
-        """Send a request and return the whole response; see `Transport.request`."""
+    def request(
+        self, request: Request, *, silence_s: float | None = None
+    ) -> Coroutine[Any, Any, Response]:
+        """Send a request and return the whole response; see `Transport.request`.
+
+        No coroutine of its own: thousands of requests wait at a time, each in its whole chain.
+        """
+        if self._chosen is None:
+            return self._request_later(request, silence_s)
+        if self._route.forwards:
+            request = self._route.forwarded(request, self._origin)
+        return self._chosen.request(request, silence_s=silence_s)
+
+    async def _request_later(self, request: Request, silence_s: float | None) -> Response:
         while self._chosen is None:
             await self._choose()
-        return await self._chosen.request(request, silence_s=silence_s)
+        return await self.request(request, silence_s=silence_s)
 
     async def close(self) -> None:
         """Fail every waiter and close every socket that no task of ours will close."""
@@ -140,7 +156,9 @@ class OpenTransport:
             self._ssl_context.set_alpn_protocols(list(protocols))
 
     async def _dial_any(self) -> ByteStream:
-        return await dial(self._origin, self._ssl_context, timeout_s=self._timeout_s)
+        return await dial(
+            self._origin, self._ssl_context, timeout_s=self._timeout_s, route=self._route
+        )
 
     async def _dial_http2(self) -> ByteStream:
         stream = await self._dial_any()
@@ -150,16 +168,6 @@ class OpenTransport:
                 f"{self._origin.address} does not offer HTTP/2", hint="open with http2=None"
             )
         return stream
-
-
-def _default_ssl_context() -> ssl.SSLContext:
-    import ssl  # noqa: PLC0415 - a local server needs no TLS
-
-    import certifi  # noqa: PLC0415 - as above
-
-    context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())
-    return context
 
 
 class _Choice:
@@ -179,6 +187,8 @@ async def open_transport(
     base_url: str,
     *,
     ssl_context: ssl.SSLContext | None = None,
+    ca_bundle: str | None = None,
+    proxy: Proxy | None = None,
     http2: bool | None = None,
     connect_timeout_s: float = 5.0,
     max_connections: int = 64,
@@ -190,7 +200,11 @@ async def open_transport(
         base_url: `http(s)://host[:port][/base]`. Only its origin is used: a request's path
             includes the base path already.
         ssl_context: For https; the default verifies against the system's and certifi's
-            authorities. Its ALPN protocols are set here, so give each transport its own.
+            authorities, or against what `SSL_CERT_FILE` and `SSL_CERT_DIR` name. Its ALPN
+            protocols are set here, so give each transport its own.
+        ca_bundle: File or folder of the authorities to believe, instead of an `ssl_context`.
+        proxy: What all connections go through. To https, and to http by HTTP/2, it is asked for
+            a tunnel; requests to http by HTTP/1.1 are given to it to forward.
         http2: None: what ALPN settles on; HTTP/1.1 without TLS. True: HTTP/2 only (without
             TLS by prior knowledge). False: HTTP/1.1 only.
         connect_timeout_s: Bound for name resolution, TCP, TLS and the HTTP/2 preface together.
@@ -202,13 +216,15 @@ async def open_transport(
     exception of the block leaves as itself, never in an exception group.
 
     Raises:
-        ConfigError: `base_url` or a limit is malformed.
+        ConfigError: `base_url` or a limit is malformed, or `ca_bundle` has no authorities.
     """
     origin = parse_origin(base_url)
     if max_connections < 1:
         raise ConfigError(f"max_connections is {max_connections}", hint="it must be at least 1")
+    if ssl_context is not None and ca_bundle is not None:
+        raise ConfigError("ssl_context and ca_bundle are given", hint="give one of the two")
     if origin.secure:
-        ssl_context = ssl_context or _default_ssl_context()
+        ssl_context = ssl_context or trusting_context(ca_bundle)
         ssl_context.set_alpn_protocols(["h2", "http/1.1"])
     else:
         ssl_context = None
@@ -216,35 +232,20 @@ async def open_transport(
     make = partial(
         OpenTransport,
         origin,
+        route=Route(
+            proxy,
+            trusting_context(ca_bundle) if proxy is not None and proxy.scheme == "https" else None,
+            forwards=proxy is not None and not origin.secure and not http2,
+        ),
         ssl_context=ssl_context,
         http2=http2,
         connect_timeout_s=connect_timeout_s,
         max_connections=max_connections,
         keep_alive=keep_alive,
     )
-    failure: BaseException | None = None
-    try:
-        async with anyio.create_task_group() as group_of_all:
-            tasks = LastingTasks(group_of_all)
-            transport = make(tasks)
-            try:
-                yield transport
-            except BaseException as error:
-                failure = error
-                raise
-            finally:
-                try:
-                    await transport.close()
-                finally:
-                    tasks.end()
-    except BaseExceptionGroup as group:
-        # Our tasks handle their own failures, so a group around one error holds the block's. But
-        # trio raises Ctrl-C in any task: then the block was cancelled, and the group says why.
-        cancelled = isinstance(failure, anyio.get_cancelled_exc_class())
-        if failure is None or cancelled or len(group.exceptions) != 1:
-            raise
-    if failure is not None:
+    async with lasting_tasks() as tasks:
+        transport = make(tasks)
         try:
-            raise failure
+            yield transport
         finally:
-            del failure
+            await transport.close()

@@ -13,6 +13,7 @@ import anyio
 import msgspec
 
 from tinker_async.errors import ConfigError, ConnectError
+from tinker_async.transport import Headers, Request
 from tinker_async.transport.failures import connect_error
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
     from anyio.abc import ByteStream
 
+    from tinker_async.proxies import Proxy
+
 _RIGHT_FORM = "use a form like https://api.example.com or http://127.0.0.1:8000"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_MOST_KNOWN = 64
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -84,8 +88,54 @@ def _ascii_host(host: str, base_url: str) -> str:
     return name
 
 
+class Route:
+    """What lies between us and an origin: nothing, or a proxy.
+
+    Args:
+        proxy: The proxy.
+        ssl_context: For speaking to the proxy itself.
+        forwards: Whether the proxy is given the requests, instead of asked for a tunnel.
+    """
+
+    def __init__(
+        self,
+        proxy: Proxy | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        *,
+        forwards: bool = False,
+    ) -> None:
+        self.proxy = proxy
+        self.ssl_context = ssl_context
+        self.forwards = forwards
+        self._headers: dict[Headers, Headers] = {}
+
+    def forwarded(self, request: Request, origin: Origin) -> Request:
+        """Return a request as a proxy takes it to pass it on: with the whole URL."""
+        url = f"http://{origin.authority.decode('ascii')}{request.path}"
+        return msgspec.structs.replace(request, path=url, headers=self._with_ours(request.headers))
+
+    def _with_ours(self, headers: Headers) -> Headers:
+        """Add what the proxy wants to hear. Kept: equal headers are written only once."""
+        if self.proxy is None or self.proxy.authorization is None:
+            return headers
+        known = self._headers.get(headers)
+        if known is None:
+            if len(self._headers) >= _MOST_KNOWN:
+                self._headers.clear()
+            value = self.proxy.authorization.reveal().encode()
+            known = self._headers[headers] = (*headers, (b"proxy-authorization", value))
+        return known
+
+
+DIRECT = Route()
+
+
 async def dial(
-    origin: Origin, ssl_context: ssl.SSLContext | None, *, timeout_s: float
+    origin: Origin,
+    ssl_context: ssl.SSLContext | None,
+    *,
+    timeout_s: float,
+    route: Route = DIRECT,
 ) -> ByteStream:
     """Open a connection, encrypted when `ssl_context` is given.
 
@@ -97,17 +147,21 @@ async def dial(
     """
     with anyio.move_on_after(timeout_s):
         try:
-            return await _open(origin, ssl_context)
+            return await _open(origin, ssl_context, route)
         except (OSError, anyio.BrokenResourceError, anyio.EndOfStream) as error:
             raise connect_error(error, origin.address, secure=origin.secure) from error
     raise ConnectError(
-        f"no connection to {origin.address} within {timeout_s:g} s",
+        f"no connection to {origin.address}{_by(route)} within {timeout_s:g} s",
         hint="is the address right, and does a firewall let it through?",
     )
 
 
-async def _open(origin: Origin, ssl_context: ssl.SSLContext | None) -> ByteStream:
-    stream = await anyio.connect_tcp(origin.host, origin.port)
+def _by(route: Route) -> str:
+    return "" if route.proxy is None else f" by the proxy {route.proxy.address}"
+
+
+async def _open(origin: Origin, ssl_context: ssl.SSLContext | None, route: Route) -> ByteStream:
+    stream = await _reach(origin, route)
     if ssl_context is None:
         return stream
     from anyio.streams.tls import TLSStream  # noqa: PLC0415 - a local server needs no TLS
@@ -120,6 +174,24 @@ async def _open(origin: Origin, ssl_context: ssl.SSLContext | None) -> ByteStrea
     except BaseException:
         await anyio.aclose_forcefully(stream)
         raise
+
+
+async def _reach(origin: Origin, route: Route) -> ByteStream:
+    if route.proxy is None:
+        return await anyio.connect_tcp(origin.host, origin.port)
+    from tinker_async.transport.tunnel import (  # noqa: PLC0415 - few connections have one
+        connect_proxy,
+        open_tunnel,
+    )
+
+    stream = await connect_proxy(route.proxy, route.ssl_context)
+    if not route.forwards:
+        try:
+            await open_tunnel(stream, route.proxy, origin.address)
+        except BaseException:
+            await anyio.aclose_forcefully(stream)
+            raise
+    return stream
 
 
 def chosen_protocol(stream: ByteStream) -> str | None:

@@ -6,6 +6,7 @@ the connections for them.
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -13,7 +14,7 @@ import anyio
 from tinker_async.errors import TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from anyio.abc import TaskGroup
 
@@ -84,6 +85,36 @@ class LastingTasks:
         for scope in tuple(self._scopes):
             scope.cancel()
         self._tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def lasting_tasks() -> AsyncIterator[LastingTasks]:
+    """Give such tasks for the length of a block; they are cancelled when it is left.
+
+    An exception of the block leaves as itself, never in an exception group.
+    """
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as group_of_all:
+            tasks = LastingTasks(group_of_all)
+            try:
+                yield tasks
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                tasks.end()
+    except BaseExceptionGroup as group:
+        # Our tasks handle their own failures, so a group around one error holds the block's. But
+        # trio raises Ctrl-C in any task: then the block was cancelled, and the group says why.
+        cancelled = isinstance(failure, anyio.get_cancelled_exc_class())
+        if failure is None or cancelled or len(group.exceptions) != 1:
+            raise
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure
 
 
 class _Start:
