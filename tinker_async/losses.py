@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from tinker_async.data.custom_loss import LossHandle
 from tinker_async.data.datum import Datum
 from tinker_async.data.results import ForwardBackwardOutput
 from tinker_async.data.tensors import TensorData
@@ -33,13 +34,52 @@ def needs_torch() -> None:
         )
 
 
+def custom_loss_inputs(data: Sequence[Datum]) -> list[Datum]:
+    """What of the data must be right for a custom loss: all but the targets is its own affair."""
+    return [
+        Datum(
+            datum.model_input,
+            {key: value for key, value in datum.loss_fn_inputs.items() if key == "target_tokens"},
+        )
+        for datum in data
+    ]
+
+
+def handle_loss(handle: LossHandle) -> CustomLossFn:
+    """The function of a handle: the loss of each datum, summed; metrics by the end of their name."""
+
+    def loss_fn(
+        data: Sequence[Datum], logprobs: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        total: Any = None
+        metrics: dict[str, float] = {}
+        for datum, leaf in zip(data, logprobs, strict=True):
+            inputs = [datum.loss_fn_inputs[name].to_torch() for name in handle.input_names]
+            loss, found = handle.traced(leaf, *inputs)
+            if loss.ndim != 0:
+                raise InvalidInputError(
+                    f"loss_fn: {handle.name} must return a scalar, got shape {list(loss.shape)}",
+                    field="loss_fn",
+                )
+            total = loss if total is None else total + loss
+            for key, value in found.items():
+                metrics[key] = metrics.get(key, 0.0) + float(value.detach())
+        return total, {
+            key: value / len(data) if key.endswith(":mean") else value
+            for key, value in metrics.items()
+        }
+
+    return loss_fn
+
+
 def forward_data(data: Sequence[Datum]) -> list[Datum]:
     """Data for the forward pass: the targets alone, with weights of zero."""
     plain = []
     for datum in data:
         target = datum.loss_fn_inputs["target_tokens"]
         zeros = np.zeros(target.dense_shape, dtype=np.float32)
-        plain.append(Datum(datum.model_input, {"target_tokens": target, "weights": _dense(zeros)}))
+        inputs = {"target_tokens": target, "weights": _dense(zeros)}
+        plain.append(_like(datum, inputs))
     return plain
 
 
@@ -72,8 +112,8 @@ def surrogate_data(
         raise InvalidInputError(f"loss_fn returned {float(loss)}", field="loss_fn")
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     weighted = [
-        Datum(
-            datum.model_input,
+        _like(
+            datum,
             {
                 "target_tokens": datum.loss_fn_inputs["target_tokens"],
                 "weights": _dense(_weights(index, leaf)),
@@ -101,6 +141,11 @@ def _weights(index: int, leaf: torch.Tensor) -> Any:
             hint="leave the datum out, or give it a term",
         )
     return (-leaf.grad).numpy()
+
+
+def _like(datum: Datum, inputs: dict[str, TensorData]) -> Datum:
+    """The same example with other inputs; it came from where it came from."""
+    return Datum(datum.model_input, inputs, datum.model_input_spans, datum.loss_fn_input_spans)
 
 
 def _dense(array: Any) -> TensorData:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tinker_async.data.datum import Datum
+from tinker_async.data.model_input import ModelInput
+from tinker_async.data.optimizers import DimuonParams
 from tinker_async.data.params import AdamParams, LoraConfig, SamplingParams
 from tinker_async.errors import InvalidInputError
 
@@ -35,6 +39,22 @@ from tinker_async.errors import InvalidInputError
         (SamplingParams, {"top_p": 1.5}, "top_p"),
         (SamplingParams, {"stop": ["a", 1]}, "stop"),
         (SamplingParams, {"stop": [1.5]}, "stop"),
+        (SamplingParams, {"stop": 5}, "stop"),
+        (SamplingParams, {"max_tokens": 1.5}, "max_tokens"),
+        (SamplingParams, {"max_tokens": "8"}, "max_tokens"),
+        (SamplingParams, {"seed": "1"}, "seed"),
+        (SamplingParams, {"top_k": 2.5}, "top_k"),
+        (SamplingParams, {"top_p": "1"}, "top_p"),
+        (SamplingParams, {"temperature": "hot"}, "temperature"),
+        (SamplingParams, {"temperature": True}, "temperature"),
+        (AdamParams, {"learning_rate": "1e-3"}, "learning_rate"),
+        (AdamParams, {"beta1": None}, "beta1"),
+        (DimuonParams, {"learning_rate": "1e-3"}, "learning_rate"),
+        (Datum, {"model_input": [1, 2]}, "model_input"),
+        (Datum, {"model_input": ModelInput.from_ints([1]), "loss_fn_inputs": 5}, "loss_fn_inputs"),
+        (LoraConfig, {"rank": "8"}, "rank"),
+        (LoraConfig, {"rank": 8.0}, "rank"),
+        (LoraConfig, {"seed": 1.5}, "seed"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(
@@ -63,7 +83,8 @@ def test_the_ends_of_the_ranges_are_allowed(cls: type[Any], fields: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("stop", "kept"), [(None, None), ("a", "a"), ([], ()), (["a"], ("a",)), ([1, 2], (1, 2))]
+    ("stop", "kept"),
+    [(None, None), ("a", "a"), ([], ()), (["a"], ("a",)), (np.array([1, 2]), (1, 2))],
 )
 def test_stop_keeps_its_kind(stop: Any, kept: Any) -> None:
     """None, a string, no stops at all, strings and token ids stay told apart."""

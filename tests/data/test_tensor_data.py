@@ -212,3 +212,98 @@ def test_equality_is_of_values_and_shape_not_of_memory() -> None:
     assert sparse != TensorData.from_numpy(np.eye(9, dtype=np.float32))
     with pytest.raises(TypeError):
         hash(one)
+
+
+@pytest.mark.parametrize("key", ["target_tokens", "weights"])
+@pytest.mark.parametrize("dtype", ["int64", "float32", "bfloat16", "float64"])
+@quick
+@given(
+    matrix=hnp.arrays(
+        np.int64,
+        hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=6),
+        elements=st.integers(-1, 1),
+    )
+)
+def test_torch_tensors_become_what_the_official_client_makes_of_them(
+    key: str, dtype: str, matrix: Any
+) -> None:
+    """Widened, and CSR exactly where it makes CSR: 2-D, and smaller."""
+    torch = pytest.importorskip("torch")
+    types = pytest.importorskip("tinker").types
+    source = torch.from_numpy(matrix).to(getattr(torch, dtype))
+    known = source
+    if dtype in ("float64", "bfloat16") and matrix.ndim == 2:
+        known = source.float()  # the official client fails to make CSR of the others
+
+    official = types.Datum(types.ModelInput.empty(), {key: known}).loss_fn_inputs[key]
+    ours = TensorData.from_value(key, source)
+    _assert_as_official(official, ours)
+
+
+def _assert_as_official(official: Any, ours: TensorData) -> None:
+    assert (official.dtype, official.shape) == (ours.dtype, list(ours.shape or ()))
+    assert official.data == ours.data.tolist()
+    crow, col = ours.sparse_crow_indices, ours.sparse_col_indices
+    assert official.sparse_crow_indices == (None if crow is None else crow.tolist())
+    assert official.sparse_col_indices == (None if col is None else col.tolist())
+
+
+@pytest.mark.parametrize("pad_value", [0, -1, 7])
+@quick
+@given(
+    matrix=hnp.arrays(
+        np.int64,
+        hnp.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=8),
+        elements=st.sampled_from([-1, -1, -1, 0, 7]),
+    )
+)
+def test_any_number_may_be_the_one_that_is_left_out(pad_value: int, matrix: Any) -> None:
+    """As the official `from_torch_sparse`; what is read back with it is what went in."""
+    torch = pytest.importorskip("torch")
+    types = pytest.importorskip("tinker").types
+    source = torch.from_numpy(matrix)
+
+    ours = TensorData.from_torch_sparse(source, pad_value)
+    _assert_as_official(types.TensorData.from_torch_sparse(source, pad_value), ours)
+    np.testing.assert_array_equal(matrix, ours.to_numpy(pad_value))
+    assert matrix.tolist() == ours.tolist(pad_value) == ours.to_torch(pad_value).tolist()
+
+
+@pytest.mark.parametrize("pad_value", [True, 0.5, None])
+def test_what_is_left_out_is_a_whole_number(pad_value: Any) -> None:
+    tensor = TensorData.from_value("weights", np.eye(9, dtype=np.float32))
+
+    for use in (tensor.compressed, tensor.to_numpy, tensor.tolist):
+        with pytest.raises(InvalidInputError) as caught:
+            use(pad_value)
+        assert caught.value.field == "pad_value"
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_sparse_torch_tensor_stays_sparse() -> None:
+    """Its values and indices are taken as they are."""
+    torch = pytest.importorskip("torch")
+    matrix = torch.tensor([[0.0, 1.5], [0.0, 0.0]])
+
+    tensor = TensorData.from_torch(matrix.to_sparse_csr())
+    assert ([1.5], [0, 1, 1], [1]) == (
+        tensor.data.tolist(),
+        list(tensor.sparse_crow_indices),  # type: ignore[arg-type]  # it is sparse
+        list(tensor.sparse_col_indices),  # type: ignore[arg-type]  # it is sparse
+    )
+    assert matrix.tolist() == tensor.tolist()
+
+
+def test_lists_and_arrays_become_what_the_official_client_makes_of_them() -> None:
+    """By key; where ours are CSR the values are the same."""
+    types = pytest.importorskip("tinker").types
+    for key, value in (
+        ("target_tokens", [1, 2]),
+        ("weights", [[0, 1], [1, 0]]),
+        ("sequence_ratio_mask", [1.0, 0.0]),
+        ("clip_low_threshold", [1]),
+        ("anything", np.array([1.0, 2.0])),
+        ("anything", np.array([[1], [2]], np.int8)),
+    ):
+        official = types.Datum(types.ModelInput.empty(), {key: value}).loss_fn_inputs[key]
+        _assert_as_official(official, TensorData.from_value(key, value))

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from tinker_async.data.datum import Datum
+from tinker_async.data.media import DmelChunk, ImageChunk
 from tinker_async.data.model_input import EncodedTextChunk, ModelInput
+from tinker_async.data.provenance import PromptProvenanceSpan
 from tinker_async.data.tensors import TensorData
 from tinker_async.wire import schema
 from tinker_async.wire.datums import COPY_BELOW_BYTES, encode_data
+from tinker_async.wire.inputs import media_chunk, span_message
 from tinker_async.wire.protobuf import Buffer, encode
 from tinker_async.wire.tensors import array_bytes, tensor_message
 
@@ -25,9 +28,13 @@ def by_the_tables(data: list[Datum]) -> bytes:
         schema.Datum(
             model_input=[
                 schema.Chunk(encoded_text=schema.EncodedTextChunk(tokens=array_bytes(chunk.tokens)))
+                if isinstance(chunk, EncodedTextChunk)
+                else media_chunk(chunk)
                 for chunk in datum.model_input.chunks
             ],
             loss_fn_inputs={key: tensor_message(t) for key, t in datum.loss_fn_inputs.items()},
+            model_input_spans=[span_message(one) for one in datum.model_input_spans or ()],
+            loss_fn_input_spans=[span_message(one) for one in datum.loss_fn_input_spans or ()],
         )
         for datum in data
     ]
@@ -49,6 +56,11 @@ def datum(tokens: int, target: TensorData | np.ndarray | None = None) -> Datum:
     )
 
 
+def image(size: int) -> ImageChunk:
+    return ImageChunk(b"y" * size, "png", size)
+
+
+SPANS = (PromptProvenanceSpan(sequence_id="s", length=1),)
 SPARSE = np.zeros((40, 30), np.int64)
 SPARSE[::7, 3] = 5
 
@@ -64,6 +76,8 @@ SPARSE[::7, 3] = 5
         [Datum(ModelInput.empty(), {})],
         [Datum(ModelInput.from_ints([]), {"weights": np.zeros(0, np.float32)})],
         [Datum(ModelInput((chunk(3), chunk(9000))), {})],
+        [datum(2), Datum(ModelInput((chunk(3), image(20_000), chunk(1), image(5))), {}), datum(2)],
+        [Datum(ModelInput((DmelChunk(b"x" * 9000),)), {"w": np.ones(4000)}, SPANS, SPANS)],
         [datum(40, SPARSE), datum(2)],
         [datum(40, TensorData(SPARSE.reshape(-1), "int64", (40, 30)))],
         [datum(6, TensorData(np.arange(6), "int64"))],

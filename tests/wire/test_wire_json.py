@@ -11,13 +11,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.wire_values import finite_datums, inputs, quick, samples, sparse_tensors, texts
+from support.wire_values import (
+    finite_datums,
+    official_input,
+    prompts,
+    quick,
+    samples,
+    sparse_tensors,
+    texts,
+)
 from tinker import types
 from tinker.types._pydantic_types.forward_backward_input import (
     ForwardBackwardInput as OfficialForwardBackwardInput,
 )
 
 from tinker_async.data.datum import Datum
+from tinker_async.data.media import DmelChunk, ImageAssetPointerChunk, ImageChunk
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import AdamParams, LoraConfig, SamplingParams
 from tinker_async.data.results import (
@@ -168,8 +177,6 @@ def test_requests_decode_to_what_was_encoded(ours: msgspec.Struct) -> None:
                     "beta1": 0.9,
                     "beta2": 0.95,
                     "eps": 1e-12,
-                    "weight_decay": 0.0,
-                    "grad_clip_norm": 0.0,
                 },
             },
         ),
@@ -213,7 +220,42 @@ def test_training_data_in_json_is_what_the_official_models_mean(data: list[Datum
 
 
 @quick
-@given(tensor=sparse_tensors, prompt=inputs)
+@given(prompt=prompts)
+def test_prompts_of_every_kind_of_chunk_are_what_the_official_models_mean(
+    prompt: ModelInput,
+) -> None:
+    """Each reads what the other wrote; files are base64."""
+    official = official_input(prompt)
+
+    assert official == type(official).model_validate_json(encode(prompt))
+    assert prompt == decode(official.model_dump_json(exclude_none=True).encode(), ModelInput)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "captured"),
+    [
+        (ImageChunk(b"ab", "png"), {"data": "YWI=", "format": "png", "type": "image"}),
+        (DmelChunk(b"\0\1\5"), {"dmel": "AAEF", "type": "dmel"}),
+        (
+            ImageAssetPointerChunk("jpeg", "l", 3),
+            {
+                "format": "jpeg",
+                "location": "l",
+                "expected_tokens": 3,
+                "type": "image_asset_pointer",
+            },
+        ),
+    ],
+)
+def test_chunks_are_written_as_the_official_client_writes_them(
+    chunk: Any, captured: dict[str, Any]
+) -> None:
+    """The captured bodies."""
+    assert {"chunks": [captured]} == json.loads(encode(ModelInput((chunk,))))
+
+
+@quick
+@given(tensor=sparse_tensors, prompt=prompts)
 def test_tensors_and_inputs_survive_json(tensor: TensorData, prompt: ModelInput) -> None:
     """CSR indices and chunks come back as they were."""
     assert tensor == decode(encode(tensor), TensorData)

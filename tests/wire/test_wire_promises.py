@@ -99,7 +99,7 @@ def test_what_is_not_an_answer_is_refused(body: bytes) -> None:
     ("body", "answer"),
     [
         (b'{"queue_state":"active","queue_state_reason":"r"}', TryAgain("active", "r")),
-        (b'{"detail":"timeout"}', TryAgain()),
+        (b'{"detail":"timeout"}', TryAgain(detail="timeout")),
         (b"<html>", TryAgain()),
         (b"null", TryAgain()),
         (b"", TryAgain()),

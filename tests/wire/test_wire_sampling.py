@@ -34,6 +34,7 @@ def _assert_same(ours: SampleResponse, found: SampleResponse) -> None:
     assert _same_topk(ours.topk_prompt_logprobs, found.topk_prompt_logprobs)
     assert ours.target_prompt_logprobs == found.target_prompt_logprobs
     assert ours.prompt_cache_hit_tokens == found.prompt_cache_hit_tokens
+    assert ours.prompt_alt_tokens == found.prompt_alt_tokens
     for a, b in zip(ours.sequences, found.sequences, strict=True):
         assert a.stop_reason == b.stop_reason
         assert _same(a.tokens, b.tokens)
@@ -55,6 +56,13 @@ def test_our_result_gives_the_official_client_the_same_values(response: SampleRe
         assert official.target_prompt_logprobs is None
     else:
         assert same_tensor(official.target_prompt_logprobs, target)
+    draws = response.prompt_alt_tokens
+    if draws is None:
+        assert official.prompt_alt_tokens is None
+    else:
+        assert official.prompt_alt_tokens is not None
+        assert same_tensor(official.prompt_alt_tokens.tokens, draws.tokens)
+        assert same_tensor(official.prompt_alt_tokens.logprobs, draws.logprobs)
     for ours, theirs in zip(response.sequences, official.sequences, strict=True):
         assert ours.stop_reason == theirs.stop_reason
         assert _same(ours.tokens, theirs.tokens_np)
@@ -142,19 +150,31 @@ def test_empty_values_are_absent(message: Any) -> None:
     assert all(sequence.logprobs is None for sequence in found.sequences)
 
 
-def test_alternative_tokens_are_skipped() -> None:
-    """A field that this library does not offer does not disturb the others."""
+def test_draws_of_either_width_are_read_as_int64() -> None:
+    """Servers send int32 ids, too."""
+    ids = pb.Tensor(dtype=pb.DTYPE_INT32, dense=np.array([3, 4], np.int32).tobytes(), shape=[1, 2])
+    logprobs = pb.Tensor(
+        dtype=pb.DTYPE_FLOAT32, dense=np.array([-1, -2], np.float32).tobytes(), shape=[1, 2]
+    )
     message = pb.SampleResponse(
-        prompt_alt_tokens=pb.PromptAltTokens(tokens=pb.Tensor(dtype=pb.DTYPE_INT32)),
+        prompt_alt_tokens=pb.PromptAltTokens(tokens=ids, logprobs=logprobs),
         prompt_cache_hit_tokens=4,
     )
 
-    assert decode_sample_response(message.SerializeToString(), None).prompt_cache_hit_tokens == 4
+    found = decode_sample_response(message.SerializeToString(), None)
+    assert found.prompt_alt_tokens is not None
+    assert ("int64", [[3, 4]]) == (
+        found.prompt_alt_tokens.tokens.dtype,
+        found.prompt_alt_tokens.tokens.tolist(),
+    )
+    assert [[-1.0, -2.0]] == found.prompt_alt_tokens.logprobs.tolist()
+    assert found.prompt_cache_hit_tokens == 4
 
 
 @pytest.mark.parametrize(
     ("message", "ids", "says"),
     [
+        (pb.SampleResponse(prompt_alt_tokens=pb.PromptAltTokens()), None, "prompt_alt_tokens"),
         (
             pb.SampleResponse(sequences=[pb.SampledSequence(stop_reason=cast("Any", 2))]),
             None,

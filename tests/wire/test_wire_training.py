@@ -208,11 +208,30 @@ def _with_chunk(**fields: Any) -> bytes:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (_with_chunk(image=pb.ImageChunk(format="png")), r"data\[0\].model_input\[0\].* image "),
-        (_with_chunk(dmel=pb.DmelChunk(dmel=b"x")), "dmel"),
+        (_with_chunk(image=pb.ImageChunk(format="png")), r"data\[0\].model_input\[0\]: data: "),
+        (_with_chunk(image=pb.ImageChunk(format="gif", data=b"x")), "png or jpeg, got 'gif'"),
+        (_with_chunk(dmel=pb.DmelChunk()), "dmel"),
         (_with_chunk(), "unknown"),
         (_with_chunk(encoded_text=pb.EncodedTextChunk(tokens=b"123")), "whole elements"),
         (_with_chunk(encoded_text=pb.EncodedTextChunk(tokens=b"\xff" * 4)), "token ids"),
+        (
+            pb.ForwardBackwardRequest(
+                data=[pb.Datum(model_input_spans=[pb.ProvenanceSpan()])]
+            ).SerializeToString(),
+            r"data\[0\].model_input_spans\[0\]: a span of unknown kind",
+        ),
+        (
+            pb.ForwardBackwardRequest(
+                data=[
+                    pb.Datum(
+                        loss_fn_input_spans=[
+                            pb.ProvenanceSpan(sampled_tokens=pb.SampledProvenanceSpan(length=1))
+                        ]
+                    )
+                ]
+            ).SerializeToString(),
+            "loss_fn_input_spans.*sequence_id",
+        ),
         (_with_tensor(dense=b"1234"), "dtype number 0"),
         (_with_tensor(dense=b"1234", dtype=99), "dtype number 99"),
         (_with_tensor(dense=b"123", dtype=1), r"loss_fn_inputs\['weights'\].*whole elements"),

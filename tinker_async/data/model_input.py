@@ -1,4 +1,4 @@
-"""What the model reads: chunks of tokens, as one int32 array each."""
+"""What the model reads: chunks, in order. Text tokens are one int32 array for each chunk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tinker_async.data.media import DmelChunk, ImageAssetPointerChunk, ImageChunk
 from tinker_async.errors import InvalidInputError
 
 TokensLike: TypeAlias = "Sequence[int] | npt.NDArray[Any] | memoryview | Any"
@@ -58,6 +59,11 @@ class EncodedTextChunk(msgspec.Struct, frozen=True, eq=False, tag="encoded_text"
         """Number of tokens."""
         return int(self.tokens.size)
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes: 4 a token."""
+        return int(self.tokens.nbytes)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EncodedTextChunk):
             return NotImplemented
@@ -66,16 +72,34 @@ class EncodedTextChunk(msgspec.Struct, frozen=True, eq=False, tag="encoded_text"
     __hash__ = None  # type: ignore[assignment]  # buffers can change: not hashable
 
 
-ModelInputChunk: TypeAlias = EncodedTextChunk
+ModelInputChunk: TypeAlias = EncodedTextChunk | ImageChunk | ImageAssetPointerChunk | DmelChunk
+"""One part of an input; each has a `length` in tokens and `nbytes`."""
+
+_CHUNKS = (EncodedTextChunk, ImageChunk, ImageAssetPointerChunk, DmelChunk)
 
 
 class ModelInput(msgspec.Struct, frozen=True, gc=False):
-    """A prompt or training input: chunks in order."""
+    """A prompt or training input: chunks in order.
+
+    `ModelInput.from_ints(tokens)` makes one of text; images and audio are added with
+    `append`: `ModelInput.from_ints(before).append(ImageChunk(data, "png")).append_int(after)`.
+
+    Raises:
+        InvalidInputError: Something among the chunks is none.
+    """
 
     chunks: tuple[ModelInputChunk, ...]
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "chunks", tuple(self.chunks))
+        chunks = tuple(self.chunks)
+        for index, chunk in enumerate(chunks):
+            if type(chunk) is not EncodedTextChunk and not isinstance(chunk, _CHUNKS):
+                raise InvalidInputError(
+                    f"chunks[{index}]: {type(chunk).__name__} is no chunk",
+                    field=f"chunks[{index}]",
+                    hint="tokens go in as EncodedTextChunk; ModelInput.from_ints makes one",
+                )
+        msgspec.structs.force_setattr(self, "chunks", chunks)
 
     @classmethod
     def from_ints(cls, tokens: TokensLike) -> ModelInput:
@@ -97,20 +121,62 @@ class ModelInput(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def length(self) -> int:
-        """Number of tokens of all chunks."""
+        """Number of tokens of all chunks.
+
+        Raises:
+            InvalidInputError: An image does not say how many it is expected to be.
+        """
         chunks = self.chunks
         if len(chunks) == 1:
             return chunks[0].length
         return sum([chunk.length for chunk in chunks])
 
+    @property
+    def text_length(self) -> int:
+        """Number of tokens where all chunks are text, else -1."""
+        length = 0
+        for chunk in self.chunks:
+            if type(chunk) is not EncodedTextChunk:
+                return -1
+            length += chunk.tokens.size
+        return int(length)
+
+    @property
+    def least_length(self) -> int:
+        """Number of tokens that it has at least: an image that does not say counts as one."""
+        return sum(
+            1 if getattr(chunk, "expected_tokens", 1) is None else chunk.length
+            for chunk in self.chunks
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Estimated size on the wire in bytes: 4 a token, and files as large as they are."""
+        length = self.text_length
+        return 4 * length if length >= 0 else sum(chunk.nbytes for chunk in self.chunks)
+
     def to_numpy(self) -> npt.NDArray[np.int32]:
-        """Return all token ids, int32 `[length]`; a view when there is one chunk."""
-        if len(self.chunks) == 1:
-            return self.chunks[0].tokens
-        return concatenate(chunk.tokens for chunk in self.chunks)
+        """Return all token ids, int32 `[length]`; a view when there is one chunk.
+
+        Raises:
+            InvalidInputError: There are other chunks than text.
+        """
+        arrays = []
+        for chunk in self.chunks:
+            if not isinstance(chunk, EncodedTextChunk):
+                raise InvalidInputError(
+                    f"chunks: {type(chunk).__name__} has no token ids here, only text has",
+                    field="chunks",
+                )
+            arrays.append(chunk.tokens)
+        return arrays[0] if len(arrays) == 1 else concatenate(arrays)
 
     def to_ints(self) -> list[int]:
-        """Return all token ids as a list."""
+        """Return all token ids as a list.
+
+        Raises:
+            InvalidInputError: There are other chunks than text.
+        """
         return [int(token) for token in self.to_numpy()]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -20,6 +21,12 @@ LossFnType: TypeAlias = Literal[
     "stable_reinforce",
     "custom",
 ]
+"""The losses that the service is known to have. Any other name may be given as well: which ones a
+server knows, only the server can say."""
+
+SamplingClientKind: TypeAlias = Literal["snapshot", "inflight"]
+"""Which weights a sampler of a training client has: `snapshot` those of this moment, for good;
+`inflight` the newest that were published for the model, shared by all its inflight samplers."""
 
 
 def _check(holds: bool, field: str, says: str) -> None:
@@ -27,7 +34,14 @@ def _check(holds: bool, field: str, says: str) -> None:
         raise InvalidInputError(f"{field}: {says}", field=field)
 
 
+def _whole(value: object, field: str) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    _check(whole, field, f"must be a whole number, got {value!r}")
+
+
 def _finite(value: float, field: str) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    _check(number, field, f"must be a number, got {value!r}")
     _check(math.isfinite(value), field, f"must be a finite number, got {value}")
 
 
@@ -44,6 +58,9 @@ class LoraConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     train_attn: bool = True
 
     def __post_init__(self) -> None:
+        _whole(self.rank, "rank")
+        if self.seed is not None:
+            _whole(self.seed, "seed")
         _check(self.rank >= 1, "rank", f"must be at least 1, got {self.rank}")
         _check(
             self.train_unembed or self.train_mlp or self.train_attn,
@@ -52,16 +69,17 @@ class LoraConfig(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class AdamParams(msgspec.Struct, frozen=True):
+class AdamParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """One AdamW step, as `torch.optim.AdamW`; weight decay is decoupled.
 
     `grad_clip_norm` bounds the global gradient norm of the model; 0 leaves it free.
     """
 
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-12
+    # Factories, so that these are always sent. Older servers do not know the last two.
+    learning_rate: float = msgspec.field(default_factory=lambda: 1e-4)
+    beta1: float = msgspec.field(default_factory=lambda: 0.9)
+    beta2: float = msgspec.field(default_factory=lambda: 0.95)
+    eps: float = msgspec.field(default_factory=lambda: 1e-12)
     weight_decay: float = 0.0
     grad_clip_norm: float = 0.0
 
@@ -80,7 +98,8 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     """How to draw tokens.
 
     Args:
-        max_tokens: Most tokens to generate; None lets the server choose.
+        max_tokens: Most tokens to generate; None lets the server choose. A server that cannot is
+            sent what is left of the context, or 128 where that is not known.
         seed: Makes sampling repeatable; sample i of a request uses `seed + i`.
         stop: A string, strings, or token ids that end a sample. None keeps the
             model's own end-of-text tokens; an empty list disables every stop.
@@ -97,6 +116,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "seed"):
+            if getattr(self, name) is not None:
+                _whole(getattr(self, name), name)
+        _whole(self.top_k, "top_k")
         _check(
             self.max_tokens is None or self.max_tokens >= 1,
             "max_tokens",
@@ -105,12 +128,22 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         _finite(self.temperature, "temperature")
         _check(self.temperature >= 0, "temperature", "must not be negative")
         _check(self.top_k == -1 or self.top_k >= 1, "top_k", "must be -1 (no limit) or at least 1")
+        _finite(self.top_p, "top_p")
         _check(0 < self.top_p <= 1, "top_p", "must be in (0, 1]")
         if self.stop is not None and not isinstance(self.stop, str):
-            kinds = {type(item) for item in self.stop}
+            _check(
+                isinstance(self.stop, Iterable),
+                "stop",
+                f"must be a string or a list of strings or of token ids, got {self.stop!r}",
+            )
+            stop = tuple(
+                int(item) if isinstance(item, Integral) and not isinstance(item, bool) else item
+                for item in self.stop
+            )
+            kinds = {type(item) for item in stop}
             _check(
                 kinds <= {str} or kinds <= {int},
                 "stop",
                 "must be a string, a list of strings or a list of token ids, not a mixture",
             )
-            msgspec.structs.force_setattr(self, "stop", tuple(self.stop))
+            msgspec.structs.force_setattr(self, "stop", stop)

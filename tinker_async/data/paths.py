@@ -11,6 +11,7 @@ from tinker_async.errors import InvalidInputError
 CheckpointType: TypeAlias = Literal["training", "sampler", "external"]
 
 PREFIX = "tinker://"
+_SHOWN = 200
 KINDS: dict[str, CheckpointType] = {
     "weights": "training",
     "sampler_weights": "sampler",
@@ -35,8 +36,13 @@ class CheckpointPath(msgspec.Struct, frozen=True):
         """The id inside its run: `<kind>/<name>`."""
         return f"{self.kind}/{self.name}"
 
-    def __str__(self) -> str:
+    @property
+    def tinker_path(self) -> str:
+        """The path itself."""
         return f"{PREFIX}{self.training_run_id}/{self.kind}/{self.name}"
+
+    def __str__(self) -> str:
+        return self.tinker_path
 
 
 def parse_path(
@@ -52,12 +58,16 @@ def parse_path(
     Raises:
         InvalidInputError: Not such a path, or of the wrong kind.
     """
-    parts = path.removeprefix(PREFIX).split("/") if path.startswith(PREFIX) else []
+    sound = isinstance(path, str) and path.startswith(PREFIX) and path.isprintable()
+    parts = path.removeprefix(PREFIX).split("/") if sound else []
     if len(parts) != 3 or parts[1] not in KINDS or not parts[2]:
+        shown = repr(path)
         raise InvalidInputError(
-            f"{field}: {path!r} is not a checkpoint path",
+            f"{field}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'} "
+            "is not a checkpoint path",
             field=field,
-            hint="the form is tinker://<training run>/weights/<name> or .../sampler_weights/<name>",
+            hint="the form is tinker://<training run>/weights/<name>, .../sampler_weights/<name> "
+            "or .../external_weights/<name>",
         )
     parsed = CheckpointPath(*parts)
     if expect is not None and parsed.checkpoint_type != expect:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tinker_async.data.console_urls import checkpoint_page, playground_page
 from tinker_async.data.tensors import TensorData
 
 
@@ -83,6 +83,33 @@ class SampledSequence(msgspec.Struct, frozen=True, eq=False, gc=False):
     sequence_id: str | None = None
     topk_logprobs: TopkLogprobs | None = None
 
+    @property
+    def tokens_np(self) -> npt.NDArray[np.int32]:
+        """Another name of `tokens`."""
+        return self.tokens
+
+    @property
+    def logprobs_np(self) -> npt.NDArray[np.float32] | None:
+        """Another name of `logprobs`."""
+        return self.logprobs
+
+    @property
+    def topk_logprobs_np(self) -> TopkLogprobs | None:
+        """Another name of `topk_logprobs`."""
+        return self.topk_logprobs
+
+
+class PromptAltTokens(msgspec.Struct, frozen=True, gc=False):
+    """Draws from the model's own distribution at every prompt position after the first.
+
+    Row i is about prompt position i + 1: alternatives to the token that is there.
+    """
+
+    tokens: TensorData
+    """int64 `[prompt length - 1, k]`"""
+    logprobs: TensorData
+    """float32 of the same shape: the model's log-prob of each draw"""
+
 
 class SampleResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Result of `sample`."""
@@ -92,13 +119,29 @@ class SampleResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     """float32 `[prompt length]`; NaN where there is none, as at position 0"""
     topk_prompt_logprobs: TopkLogprobs | None = None
     target_prompt_logprobs: TensorData | None = None
+    """float32 in the shape and layout of what was asked for; 0.0 where that was -1"""
     prompt_cache_hit_tokens: int = 0
+    prompt_alt_tokens: PromptAltTokens | None = None
+
+    @property
+    def prompt_logprobs_np(self) -> npt.NDArray[np.float32] | None:
+        """Another name of `prompt_logprobs`."""
+        return self.prompt_logprobs
+
+    @property
+    def topk_prompt_logprobs_np(self) -> TopkLogprobs | None:
+        """Another name of `topk_prompt_logprobs`."""
+        return self.topk_prompt_logprobs
 
 
 class SaveWeightsResponse(msgspec.Struct, frozen=True):
     """Result of `save_state`: the path of a checkpoint for training."""
 
     path: str
+
+    def get_console_url(self) -> str:
+        """Return the checkpoint's page in the Tinker service's web console."""
+        return checkpoint_page(self.path)
 
 
 class LoadWeightsResponse(msgspec.Struct, frozen=True):
@@ -112,6 +155,27 @@ class SaveWeightsForSamplerResponse(msgspec.Struct, frozen=True):
     """Result of `save_weights_for_sampler`: the path of a checkpoint for sampling."""
 
     path: str
+
+    def get_console_url(self) -> str:
+        """Return the checkpoint's page in the Tinker service's web console."""
+        return checkpoint_page(self.path)
+
+    def get_playground_url(self) -> str:
+        """Return the page of that console where one can talk to the checkpoint."""
+        return playground_page(self.path)
+
+
+class SaveWeightsExternalResponse(msgspec.Struct, frozen=True):
+    """Result of `save_weights_external`: the path of weights in a form for other programs."""
+
+    path: str
+    size_bytes: int | None = None
+
+
+class UnloadModelResponse(msgspec.Struct, frozen=True):
+    """Result of `unload_model`."""
+
+    model_id: str
 
 
 class ModelData(msgspec.Struct, frozen=True):
@@ -146,50 +210,3 @@ class GetServerCapabilitiesResponse(msgspec.Struct, frozen=True):
     """Result of `get_server_capabilities`."""
 
     supported_models: list[SupportedModel] = msgspec.field(default_factory=list)
-
-
-class Checkpoint(msgspec.Struct, frozen=True):
-    """One saved checkpoint. `checkpoint_type` is `training` or `sampler` (or newer)."""
-
-    checkpoint_id: str
-    checkpoint_type: str
-    time: datetime
-    tinker_path: str
-    size_bytes: int | None = None
-    public: bool = False
-    expires_at: datetime | None = None
-    user_metadata: dict[str, str] | None = None
-
-
-class Cursor(msgspec.Struct, frozen=True):
-    """Place in a listing."""
-
-    offset: int
-    limit: int
-    total_count: int
-
-
-class TrainingRun(msgspec.Struct, frozen=True):
-    """One model's life on the server."""
-
-    training_run_id: str
-    base_model: str
-    model_owner: str
-    is_lora: bool
-    last_request_time: datetime
-    corrupted: bool = False
-    lora_rank: int | None = None
-    last_checkpoint: Checkpoint | None = None
-    last_sampler_checkpoint: Checkpoint | None = None
-    user_metadata: dict[str, str] | None = None
-
-
-class WeightsInfoResponse(msgspec.Struct, frozen=True):
-    """What a checkpoint was trained on and how."""
-
-    base_model: str
-    is_lora: bool
-    lora_rank: int | None = None
-    train_unembed: bool | None = None
-    train_mlp: bool | None = None
-    train_attn: bool | None = None

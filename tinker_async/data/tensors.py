@@ -164,11 +164,30 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
 
     @classmethod
     def from_torch(cls, tensor: torch.Tensor) -> TensorData:
-        """Wrap a tensor (detached, moved to the CPU); bfloat16 and float16 are widened."""
+        """Wrap a tensor (detached, moved to the CPU); bfloat16 and float16 are widened.
+
+        A tensor in torch's CSR layout stays sparse; in another sparse layout it becomes dense.
+        """
         tensor = tensor.detach().cpu()
+        if str(tensor.layout) not in {"torch.strided", "torch.sparse_csr"}:
+            tensor = tensor.to_dense()
         if tensor.is_floating_point():
             tensor = tensor.float()
+        if str(tensor.layout) == "torch.sparse_csr":
+            values = cls.from_numpy(tensor.values().numpy())
+            return cls(
+                data=values.data,
+                dtype=values.dtype,
+                shape=tuple(tensor.shape),
+                sparse_crow_indices=tensor.crow_indices().numpy(),
+                sparse_col_indices=tensor.col_indices().numpy(),
+            )
         return cls.from_numpy(tensor.numpy())
+
+    @classmethod
+    def from_torch_sparse(cls, tensor: torch.Tensor, pad_value: int = 0) -> TensorData:
+        """Wrap a 2-D tensor as CSR where that has fewer elements; as `compressed`."""
+        return cls.from_torch(tensor).compressed(pad_value)
 
     @classmethod
     def from_value(cls, key: str, value: TensorLike) -> TensorData:
@@ -214,13 +233,19 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
             )
         return cls(data=array, dtype=dtype, shape=tuple(array.shape))
 
-    def compressed(self) -> TensorData:
-        """Return the CSR form of a 2-D tensor where that has fewer elements, else self."""
+    def compressed(self, pad_value: int = 0) -> TensorData:
+        """Return the CSR form of a 2-D tensor where that has fewer elements, else self.
+
+        Args:
+            pad_value: What cells hold that are left out. The reader must know it: it is 0 for
+                `target_tokens` and `weights`, and -1 for `target_prompt_logprobs`.
+        """
+        _check_pad(pad_value)
         if self.is_sparse or self.shape is None or len(self.shape) != 2:
             return self
         rows, cols = self.shape
         matrix = self.data.reshape(rows, cols)
-        nonzero_rows, nonzero_cols = np.nonzero(matrix)
+        nonzero_rows, nonzero_cols = np.nonzero(matrix != pad_value if pad_value else matrix)
         if rows + 1 + 2 * nonzero_rows.size >= rows * cols:
             return self
         crow = np.zeros(rows + 1, dtype=np.int64)
@@ -233,26 +258,35 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
             sparse_col_indices=nonzero_cols.astype(np.int64),
         )
 
-    def to_numpy(self) -> npt.NDArray[Any]:
-        """Return the dense array in its shape; a view unless the tensor is CSR."""
+    def to_numpy(self, pad_value: int = 0) -> npt.NDArray[Any]:
+        """Return the dense array in its shape; a view unless the tensor is CSR.
+
+        Args:
+            pad_value: For the cells that a CSR tensor leaves out.
+        """
         crow, col = self.sparse_crow_indices, self.sparse_col_indices
         if crow is None or col is None:
             return self.data.reshape(self.dense_shape)
-        dense = np.zeros(self.dense_shape, dtype=self.dtype)
+        _check_pad(pad_value)
+        dense = np.full(self.dense_shape, pad_value, dtype=self.dtype)
         rows = np.repeat(np.arange(crow.size - 1), np.diff(crow))
         dense[rows, col] = self.data
         return dense
 
-    def to_torch(self) -> torch.Tensor:
-        """Return a dense torch tensor; it shares memory where that is writable."""
+    def to_torch(self, pad_value: int = 0) -> torch.Tensor:
+        """Return a dense torch tensor; it shares memory where that is writable.
+
+        Args:
+            pad_value: As for `to_numpy`.
+        """
         import torch  # noqa: PLC0415  # an optional extra, loaded on use
 
-        array = self.to_numpy()
+        array = self.to_numpy(pad_value)
         return torch.from_numpy(array if array.flags.writeable else array.copy())
 
-    def tolist(self) -> list[Any]:
-        """Return nested lists in the tensor's shape."""
-        return self.to_numpy().tolist()  # type: ignore[no-any-return]  # numpy types it as Any
+    def tolist(self, pad_value: int = 0) -> list[Any]:
+        """Return nested lists in the tensor's shape; `pad_value` as for `to_numpy`."""
+        return self.to_numpy(pad_value).tolist()  # type: ignore[no-any-return]  # numpy types it as Any
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TensorData):
@@ -267,6 +301,13 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         )
 
     __hash__ = None  # type: ignore[assignment]  # buffers can change: not hashable
+
+
+def _check_pad(pad_value: int) -> None:
+    if isinstance(pad_value, bool) or not isinstance(pad_value, (int, np.integer)):
+        raise InvalidInputError(
+            f"pad_value: must be a whole number, got {pad_value!r}", field="pad_value"
+        )
 
 
 def _check_sizes(shape: tuple[int, ...]) -> None:

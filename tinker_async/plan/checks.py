@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tinker_async.data.custom_loss import LossHandle
 from tinker_async.data.datum import Datum
+from tinker_async.data.media import ImageAssetPointerChunk, ImageChunk
+from tinker_async.data.model_input import ModelInput
+from tinker_async.data.params import SamplingParams
 from tinker_async.data.tensors import TensorData
 from tinker_async.errors import InvalidInputError
 
@@ -26,6 +30,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "cispo": _RL_INPUTS,
     "dro": _RL_INPUTS,
 }
+_CUSTOM = "custom"
 _CLIP_KEYS = ("clip_low_threshold", "clip_high_threshold")
 _CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "cross_entropy": (),
@@ -66,22 +71,98 @@ def check_training_call(
         return
     for index, datum in enumerate(data):
         _check_datum(f"data[{index}]", datum, loss_fn, required)
-        if longest is not None and datum.model_input.length > longest:
+        length = datum.model_input.least_length
+        if longest is not None and length > longest:
             field = f"data[{index}].model_input"
             raise InvalidInputError(
-                f"{field} has {datum.model_input.length} tokens, but the model takes {longest}",
-                field=field,
+                f"{field} has {length} tokens, but the model takes {longest}", field=field
             )
 
 
 def check_not_empty(data: Sequence[Datum]) -> None:
-    """Check that there is anything to send.
+    """Check that there is anything to send, and that it is data.
 
     Raises:
-        InvalidInputError: There is not.
+        InvalidInputError: It is not.
     """
+    hint = "give a list of at least one Datum"
+    if not isinstance(data, Sequence):
+        raise InvalidInputError(f"data: got {type(data).__name__}", field="data", hint=hint)
     if not data:
-        raise InvalidInputError("data is empty", field="data", hint="give at least one Datum")
+        raise InvalidInputError("data is empty", field="data", hint=hint)
+    for index, datum in enumerate(data):
+        if not isinstance(datum, Datum):
+            field = f"data[{index}]"
+            raise InvalidInputError(
+                f"{field}: {type(datum).__name__} is no Datum", field=field, hint=hint
+            )
+
+
+def check_base_model(name: object) -> None:
+    """Check what is given as the name of a base model.
+
+    Raises:
+        InvalidInputError: It cannot be one.
+    """
+    if not isinstance(name, str) or not name.isprintable() or not name.strip():
+        raise InvalidInputError(
+            f"base_model: {name!r} is not the name of a model",
+            field="base_model",
+            hint="get_server_capabilities names them; the form is Qwen/Qwen3-8B",
+        )
+
+
+def check_prompt(prompt: object, params: object) -> None:
+    """Check that a prompt and sampling parameters are such.
+
+    Raises:
+        InvalidInputError: They are of other types.
+    """
+    if not isinstance(prompt, ModelInput):
+        raise InvalidInputError(
+            f"prompt: {type(prompt).__name__} is no ModelInput",
+            field="prompt",
+            hint="make one: ModelInput.from_ints(tokenizer.encode(text))",
+        )
+    if not isinstance(params, SamplingParams):
+        raise InvalidInputError(
+            f"sampling_params: {type(params).__name__} is no SamplingParams",
+            field="sampling_params",
+        )
+
+
+def check_custom_loss(handle: LossHandle, data: Sequence[Datum], session_id: str) -> None:
+    """Check that a loss can be applied to data.
+
+    Args:
+        handle: The loss.
+        data: The data; `logprobs` have the shape of their `target_tokens`.
+        session_id: The session that they are for.
+
+    Raises:
+        InvalidInputError: The loss is another session's, or a datum lacks an input or has it
+            in another rank.
+    """
+    if handle.session_id != session_id:
+        raise InvalidInputError(
+            f"loss_fn: {handle.name} was made in the session {handle.session_id}",
+            field="loss_fn",
+            hint="make it again with create_custom_loss of this session",
+        )
+    for index, datum in enumerate(data):
+        for one in handle.inputs:
+            key = "target_tokens" if one.name == "logprobs" else one.name
+            field = f"data[{index}].loss_fn_inputs[{key!r}]"
+            tensor = datum.loss_fn_inputs.get(key)
+            if tensor is None:
+                raise InvalidInputError(f"{field} is missing: {handle.name} needs it", field=field)
+            rank = len(tensor.dense_shape)
+            if rank != one.rank:
+                raise InvalidInputError(
+                    f"{field} has rank {rank}, but {handle.name} takes {one.name} of rank "
+                    f"{one.rank}",
+                    field=field,
+                )
 
 
 def check_sample_length(prompt_tokens: int, max_tokens: int | None, longest: int | None) -> None:
@@ -120,7 +201,7 @@ def _surely_sound(data: Sequence[Datum], required: Sequence[str], longest: int) 
     in_block = 0
     for datum in data:
         inputs = datum.loss_fn_inputs
-        length = datum.model_input.length
+        length = datum.model_input.text_length
         if not 0 < length <= longest or not names <= inputs.keys():
             return False
         for key, tensor in inputs.items():
@@ -154,12 +235,27 @@ def _check_config(loss_fn: str, config: Mapping[str, float | str]) -> None:
                 field=field,
                 hint=f"it has {', '.join(known)}" if known else "it has none",
             )
-        if not isinstance(value, str) and not math.isfinite(value):
-            raise InvalidInputError(f"{field}: must be finite, got {value}", field=field)
+        if not isinstance(value, str) and not _is_finite(value):
+            raise InvalidInputError(
+                f"{field}: must be a finite number or a text, got {value!r}", field=field
+            )
+    if loss_fn == _CUSTOM and not (isinstance(config.get("loss_id"), str) and config["loss_id"]):
+        raise InvalidInputError(
+            "loss_fn_config['loss_id']: is missing: it says which custom loss is meant",
+            field="loss_fn_config['loss_id']",
+            hint="use forward_backward_custom with the handle of Session.create_custom_loss",
+        )
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]  # whatever the user gave
+    except (TypeError, OverflowError):
+        return False
 
 
 def _check_datum(where: str, datum: Datum, loss_fn: str, required: Sequence[str]) -> None:
-    length = datum.model_input.length
+    length = _known_length(f"{where}.model_input", datum.model_input)
     if length == 0:
         raise InvalidInputError(f"{where}.model_input has no tokens", field=f"{where}.model_input")
     for key in required:
@@ -175,11 +271,40 @@ def _check_datum(where: str, datum: Datum, loss_fn: str, required: Sequence[str]
             raise InvalidInputError(f"{field} has NaN or infinite values", field=field)
 
 
-def _check_shape(field: str, tensor: TensorData, length: int, target: TensorData | None) -> None:
+def _known_length(where: str, model_input: ModelInput) -> int | None:
+    """Return the number of tokens; None where only the server knows it.
+
+    Raises:
+        InvalidInputError: A chunk cannot be trained on, or is damaged; the field is the chunk.
+    """
+    length: int | None = 0
+    for index, chunk in enumerate(model_input.chunks):
+        field = f"{where}.chunks[{index}]"
+        if isinstance(chunk, ImageAssetPointerChunk):
+            raise InvalidInputError(
+                f"{field}: a pointer to an image cannot be trained on",
+                field=field,
+                hint="give the image itself, as ImageChunk",
+            )
+        if isinstance(chunk, ImageChunk) and chunk.expected_tokens is None:
+            length = None
+            continue
+        try:
+            tokens = chunk.length
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{field}: {error.message}", field=field) from None
+        length = None if length is None else length + tokens
+    return length
+
+
+def _check_shape(
+    field: str, tensor: TensorData, length: int | None, target: TensorData | None
+) -> None:
     shape = tensor.dense_shape
-    if len(shape) not in (1, 2) or shape[0] != length:
+    if len(shape) not in (1, 2) or (length is not None and shape[0] != length):
+        has = "an unknown number of" if length is None else length
         raise InvalidInputError(
-            f"{field} has shape {list(shape)}, but model_input has {length} tokens",
+            f"{field} has shape {list(shape)}, but model_input has {has} tokens",
             field=field,
             hint="one row per input token; targets are shifted by the caller",
         )

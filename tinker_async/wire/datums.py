@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from tinker_async.data.datum import Datum
+from tinker_async.data.model_input import EncodedTextChunk
 from tinker_async.data.tensors import DType
 from tinker_async.wire import schema
+from tinker_async.wire.inputs import media_chunk, span_message
 from tinker_async.wire.protobuf import Buffer, encode
 from tinker_async.wire.table import fields_of
 from tinker_async.wire.tensors import DTYPE_NUMBERS, little_endian, tensor_message
@@ -78,6 +80,10 @@ def _pieces(datum: Datum) -> tuple[list[Any], int, int]:
     pieces: list[Any] = []
     size_bytes = largest_bytes = 0
     for chunk in datum.model_input.chunks:
+        if type(chunk) is not EncodedTextChunk:
+            largest_bytes = max(largest_bytes, chunk.nbytes)
+            size_bytes += _add(pieces, schema.Datum(model_input=[media_chunk(chunk)]))
+            continue
         array = little_endian(chunk.tokens)
         nbytes = array.nbytes
         before, after, total_bytes = _tokens_frame(nbytes)
@@ -86,9 +92,8 @@ def _pieces(datum: Datum) -> tuple[list[Any], int, int]:
         largest_bytes = max(largest_bytes, nbytes)
     for key, tensor in datum.loss_fn_inputs.items():
         if tensor.is_sparse:
-            sparse = encode(schema.Datum(loss_fn_inputs={key: tensor_message(tensor)}))
-            pieces += sparse
-            size_bytes += sum(map(len, sparse))
+            message = schema.Datum(loss_fn_inputs={key: tensor_message(tensor)})
+            size_bytes += _add(pieces, message)
             largest_bytes = max(largest_bytes, tensor.nbytes)
             continue
         array = little_endian(tensor.data)
@@ -97,7 +102,23 @@ def _pieces(datum: Datum) -> tuple[list[Any], int, int]:
         pieces += (before, array, after)
         size_bytes += total_bytes
         largest_bytes = max(largest_bytes, nbytes)
+    if datum.model_input_spans is not None:
+        size_bytes += _add(pieces, _spans(datum))
     return pieces, size_bytes, largest_bytes
+
+
+def _add(pieces: list[Any], fields: schema.Datum) -> int:
+    """Add fields to a datum's bytes by the message tables; return their size."""
+    encoded = encode(fields)
+    pieces += encoded
+    return sum(map(len, encoded))
+
+
+def _spans(datum: Datum) -> schema.Datum:
+    return schema.Datum(
+        model_input_spans=[span_message(span) for span in datum.model_input_spans or ()],
+        loss_fn_input_spans=[span_message(span) for span in datum.loss_fn_input_spans or ()],
+    )
 
 
 @functools.cache

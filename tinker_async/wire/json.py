@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tinker_async.data.results import (
     ForwardBackwardOutput,
+    PromptAltTokens,
     SampledSequence,
     SampleResponse,
     TopkLogprobs,
@@ -86,6 +87,7 @@ def sample_response_to_json(response: SampleResponse) -> bytes:
             topk_prompt_logprobs=_topk_rows(response.topk_prompt_logprobs),
             target_prompt_logprobs=response.target_prompt_logprobs,
             prompt_cache_hit_tokens=response.prompt_cache_hit_tokens,
+            prompt_alt_tokens=response.prompt_alt_tokens,
         )
     )
 
@@ -118,6 +120,7 @@ def sample_response_from_json(body: Buffer, sequence_ids: Sequence[str] | None) 
         topk_prompt_logprobs=_topk_matrix(found.topk_prompt_logprobs),
         target_prompt_logprobs=found.target_prompt_logprobs,
         prompt_cache_hit_tokens=found.prompt_cache_hit_tokens,
+        prompt_alt_tokens=found.prompt_alt_tokens,
     )
 
 
@@ -147,6 +150,7 @@ class _SampleResponseJson(msgspec.Struct, omit_defaults=True):
     topk_prompt_logprobs: _TopkRows | None = None
     target_prompt_logprobs: TensorData | None = None
     prompt_cache_hit_tokens: int = 0
+    prompt_alt_tokens: PromptAltTokens | None = None
     type: str = msgspec.field(default_factory=lambda: "sample")  # a factory: always sent
 
 

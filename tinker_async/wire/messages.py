@@ -10,10 +10,10 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from tinker_async.data.custom_loss import CustomLossGraph, CustomLossInput
 from tinker_async.data.datum import Datum
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import AdamParams, LoraConfig, SamplingParams
-from tinker_async.data.results import Checkpoint, Cursor, TrainingRun
 from tinker_async.data.tensors import TensorData
 
 _Limit: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -45,6 +45,19 @@ class ClientConfigResponse(msgspec.Struct, frozen=True):
     sample_use_retrieve_futures: bool = False
     custom_loss_server_side: bool = False
     sample_join_sampling_session: bool = False
+
+
+class AuthTokenResponse(msgspec.Struct, frozen=True):
+    jwt: str
+
+
+class TelemetrySendRequest(msgspec.Struct, frozen=True):
+    events: list[msgspec.Raw]
+    platform: str
+    sdk_version: str
+    session_id: str
+    process_uuid: str
+    """One for all sessions of an operating system's process."""
 
 
 class DynamicConfigResponse(msgspec.Struct, frozen=True):
@@ -82,7 +95,7 @@ class FinishSessionRequest(msgspec.Struct, frozen=True):
     detail: str | None = None
 
 
-class UntypedAPIFuture(msgspec.Struct, frozen=True):
+class UntypedAPIFuture(msgspec.Struct, frozen=True, gc=False):
     """A promise: what most operations answer at once."""
 
     request_id: str
@@ -90,9 +103,40 @@ class UntypedAPIFuture(msgspec.Struct, frozen=True):
     sample_sequence_ids: list[str] | None = None
 
 
-class RetrieveFutureRequest(msgspec.Struct, frozen=True):
+class RetrieveFutureRequest(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     request_id: str
     allow_metadata_only: bool = False
+
+
+class FuturesTarget(msgspec.Struct, frozen=True, tag="sampling_session"):
+    """Whose promises one poll watches."""
+
+    sampling_session_id: str
+    cloned_sampler_id: int = 0
+    """Which client of the sampler: its `seq_id // 10**9`."""
+
+
+class RetrieveFuturesRequest(msgspec.Struct, frozen=True):
+    """The session poller's: what is done after a cursor, of all samples of a sampler."""
+
+    target: FuturesTarget
+    prev_cursor: int
+    retrieved_request_ids: list[str]
+    """Whose results are fetched."""
+    timeout: float | msgspec.UnsetType | None = msgspec.UNSET
+    """Seconds to hold it; absent leaves it to the server, 0 has it answered at once."""
+
+
+class FutureCompletion(msgspec.Struct, frozen=True, gc=False):
+    request_id: str
+    state: str = "finished"
+    """`finished` or `failed`"""
+    response_payload_uncompressed_size: int | None = None
+
+
+class RetrieveFuturesResponse(msgspec.Struct, frozen=True):
+    completions: list[FutureCompletion]
+    cursor: int
 
 
 class CreateModelRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="create_model"):
@@ -105,7 +149,8 @@ class CreateModelRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="c
 
 
 class CreateModelResponse(msgspec.Struct, frozen=True, tag="create_model"):
-    model_id: str
+    model_id: str | None = None
+    """Some servers say it in the promise alone."""
 
 
 class ModelRequest(msgspec.Struct, frozen=True):
@@ -137,10 +182,25 @@ class ForwardRequest(msgspec.Struct, frozen=True):
     forward_input: ForwardBackwardInput
 
 
-class OptimStepRequest(msgspec.Struct, frozen=True, tag="optim_step"):
+class OptimStepRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="optim_step"):
+    """With `adam_params`, or with `optimizer_params` (and their `type`) for any other family."""
+
     model_id: str
     seq_id: int
-    adam_params: AdamParams
+    adam_params: AdamParams | None = None
+    optimizer_params: dict[str, Any] | None = None
+
+
+class CreateCustomLossRequest(msgspec.Struct, frozen=True, tag="create_custom_loss"):
+    session_id: str
+    custom_loss_seq_id: int
+    name: str
+    inputs: list[CustomLossInput]
+    graph: CustomLossGraph
+
+
+class CreateCustomLossResponse(msgspec.Struct, frozen=True, tag="create_custom_loss"):
+    loss_id: str
 
 
 class SaveWeightsRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="save_weights"):
@@ -178,6 +238,17 @@ class SaveWeightsForSamplerRequest(
     user_metadata: dict[str, str] | None = None
 
 
+class SaveWeightsExternalRequest(
+    msgspec.Struct, frozen=True, omit_defaults=True, tag="save_weights_external"
+):
+    model_id: str
+    path: str
+    """The checkpoint's name."""
+    seq_id: int | None = None
+    ttl_seconds: int | None = None
+    age_encryption_recipients: list[str] | None = None
+
+
 class SaveWeightsForSamplerResult(msgspec.Struct, frozen=True):
     """A named save has `path`, an ephemeral one `sampling_session_id`; never both."""
 
@@ -208,13 +279,7 @@ class JoinSamplingSessionResponse(msgspec.Struct, frozen=True):
     """Unique among the clients of the sampler; 0 is the one that made it."""
 
 
-class GetSamplerResponse(msgspec.Struct, frozen=True):
-    sampler_id: str
-    base_model: str
-    model_path: str | None = None
-
-
-class SampleRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="sample"):
+class SampleRequest(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="sample"):
     prompt: ModelInput
     sampling_params: SamplingParams
     num_samples: int = msgspec.field(default=1)
@@ -244,15 +309,58 @@ class FailedResponse(msgspec.Struct, frozen=True):
     category: str = "unknown"
 
 
-class CheckpointsResponse(msgspec.Struct, frozen=True):
-    checkpoints: list[Checkpoint]
-    cursor: Cursor | None = None
-
-
-class TrainingRunsResponse(msgspec.Struct, frozen=True):
-    training_runs: list[TrainingRun]
-    cursor: Cursor | None = None
-
-
 class WeightsInfoRequest(msgspec.Struct, frozen=True):
     tinker_path: str
+
+
+class CheckpointTtlRequest(msgspec.Struct, frozen=True):
+    ttl_seconds: int | None
+    """None: it does not expire any more."""
+
+
+class SessionProjectRequest(msgspec.Struct, frozen=True):
+    project_id: str
+
+
+class CopyWeightsRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Either with a project, or with a session and the number of a model in it."""
+
+    source_path: str
+    destination_project_id: str | None = None
+    session_id: str | None = None
+    model_seq_id: int | None = None
+    ttl_seconds: int | None = None
+    weights_access_token: str | None = None
+
+
+class CopyWeightsResponse(msgspec.Struct, frozen=True):
+    tinker_path: str
+
+
+class TraceExportResponse(msgspec.Struct, frozen=True):
+    status: str
+    """`pending`, `ready` or `failed`"""
+    url: str | None = None
+    error: str | None = None
+
+
+class NamedResponse(msgspec.Struct, frozen=True):
+    name: str | None = None
+
+
+class UserDetailsResponse(msgspec.Struct, frozen=True):
+    email: str | None = None
+
+
+class ApiKeyDetailsResponse(msgspec.Struct, frozen=True):
+    org_details: NamedResponse | None = None
+    user_details: UserDetailsResponse | None = None
+
+
+class ApiKeyResponse(msgspec.Struct, frozen=True):
+    """What the server says of the API key that is sent."""
+
+    key_id: int | str | None = None
+    name: str | None = None
+    note: str | None = None
+    details: ApiKeyDetailsResponse | None = None

@@ -26,6 +26,8 @@ class TryAgain(msgspec.Struct, frozen=True):
 
     queue_state: str | None = None
     queue_state_reason: str | None = None
+    detail: str | None = None
+    """What a server says that answers by status and not by state."""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -60,6 +62,7 @@ class _Envelope(msgspec.Struct):
     category: Any = None
     queue_state: Any = None
     queue_state_reason: Any = None
+    detail: Any = None
     response_payload_size: Any = None
 
 
@@ -100,7 +103,7 @@ def parse_timeout_answer(body: Buffer) -> TryAgain:
 
 
 def _try_again(found: _Envelope) -> TryAgain:
-    return TryAgain(_text(found.queue_state), _text(found.queue_state_reason))
+    return TryAgain(_text(found.queue_state), _text(found.queue_state_reason), _text(found.detail))
 
 
 def _text(value: Any) -> str | None:

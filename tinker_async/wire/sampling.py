@@ -1,7 +1,7 @@
 """Protobuf form of a sample's result, for both sides.
 
 The rule: arrays are views. Encoded lists hold the caller's own memory, decoded arrays
-keep the body alive. Alternative prompt tokens are skipped.
+keep the body alive.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tinker_async.data.results import SampledSequence, SampleResponse, TopkLogprobs
+from tinker_async.data.results import (
+    PromptAltTokens,
+    SampledSequence,
+    SampleResponse,
+    TopkLogprobs,
+)
 from tinker_async.errors import InvalidInputError
 from tinker_async.wire import schema
 from tinker_async.wire.protobuf import Buffer, DecodeError, decode, encode
@@ -37,6 +42,7 @@ def encode_sample_response(response: SampleResponse) -> list[Buffer]:
             topk_prompt_logprobs=_topk_message(response.topk_prompt_logprobs),
             prompt_cache_hit_tokens=response.prompt_cache_hit_tokens,
             target_prompt_logprobs=None if target is None else tensor_message(target),
+            prompt_alt_tokens=_alt_message(response.prompt_alt_tokens),
         )
     )
 
@@ -66,6 +72,25 @@ def decode_sample_response(body: Buffer, sequence_ids: Sequence[str] | None) -> 
         if target is None
         else tensor_data(target, "target_prompt_logprobs"),
         prompt_cache_hit_tokens=message.prompt_cache_hit_tokens,
+        prompt_alt_tokens=None if message.prompt_alt_tokens is None else _alt_tokens(message),
+    )
+
+
+def _alt_message(found: PromptAltTokens | None) -> schema.PromptAltTokens | None:
+    if found is None:
+        return None
+    return schema.PromptAltTokens(
+        tokens=tensor_message(found.tokens), logprobs=tensor_message(found.logprobs)
+    )
+
+
+def _alt_tokens(message: schema.SampleResponse) -> PromptAltTokens:
+    found = message.prompt_alt_tokens
+    if found is None or found.tokens is None or found.logprobs is None:
+        raise DecodeError("prompt_alt_tokens: has not both tokens and logprobs")
+    return PromptAltTokens(
+        tokens=tensor_data(found.tokens, "prompt_alt_tokens.tokens"),
+        logprobs=tensor_data(found.logprobs, "prompt_alt_tokens.logprobs"),
     )
 
 

@@ -30,13 +30,17 @@ class EncodedTextChunk(Message):
 
 
 class ImageChunk(Message):
-    """Known, so that it can be named when it is refused."""
+    """`data` is the encoded file."""
 
+    data: Annotated[Buffer, Field(1, "bytes")] = b""
     format: Annotated[str, Field(2, "string")] = ""
+    expected_tokens: Annotated[int | None, Field(3, "int32", "optional")] = None
 
 
 class DmelChunk(Message):
-    """Known, so that it can be named when it is refused."""
+    """`dmel` is a serialized TensorContainer."""
+
+    dmel: Annotated[Buffer, Field(1, "bytes")] = b""
 
 
 class Chunk(Message):
@@ -64,6 +68,31 @@ class Tensor(Message):
     shape: Annotated[Sequence[int], Field(4, "int64", "repeated")] = field(default_factory=list)
 
 
+class PromptProvenanceSpan(Message):
+    """A run of the prompt of a sample."""
+
+    sequence_id: Annotated[str, Field(1, "string")] = ""
+    offset: Annotated[int, Field(2, "int64")] = 0
+    length: Annotated[int, Field(3, "int64")] = 0
+
+
+class SampledProvenanceSpan(Message):
+    """A run of a sample."""
+
+    sequence_id: Annotated[str, Field(1, "string")] = ""
+    offset: Annotated[int, Field(2, "int64")] = 0
+    length: Annotated[int, Field(3, "int64")] = 0
+
+
+class ProvenanceSpan(Message):
+    """Where a run of tokens came from."""
+
+    prompt_tokens: Annotated[PromptProvenanceSpan | None, Field(1, "message", oneof="span")] = None
+    sampled_tokens: Annotated[SampledProvenanceSpan | None, Field(2, "message", oneof="span")] = (
+        None
+    )
+
+
 class Datum(Message):
     """One training example."""
 
@@ -72,6 +101,12 @@ class Datum(Message):
     )
     loss_fn_inputs: Annotated[dict[str, Tensor], Field(2, "message", "map")] = field(
         default_factory=dict
+    )
+    model_input_spans: Annotated[Sequence[ProvenanceSpan], Field(3, "message", "repeated")] = field(
+        default_factory=list
+    )
+    loss_fn_input_spans: Annotated[Sequence[ProvenanceSpan], Field(4, "message", "repeated")] = (
+        field(default_factory=list)
     )
 
 
@@ -147,6 +182,13 @@ class SampledSequence(Message):
     topk_sampled_logprobs: Annotated[TopkLogprobs | None, Field(4, "message", "optional")] = None
 
 
+class PromptAltTokens(Message):
+    """Draws and their log-probs, `[len(prompt) - 1, k]` each."""
+
+    tokens: Annotated[Tensor | None, Field(1, "message")] = None
+    logprobs: Annotated[Tensor | None, Field(2, "message")] = None
+
+
 class SampleResponse(Message):
     """Result of `sample`; prompt log-probs are float32, NaN where there is none."""
 
@@ -157,3 +199,4 @@ class SampleResponse(Message):
     topk_prompt_logprobs: Annotated[TopkLogprobs | None, Field(3, "message", "optional")] = None
     prompt_cache_hit_tokens: Annotated[int, Field(4, "int32")] = 0
     target_prompt_logprobs: Annotated[Tensor | None, Field(5, "message", "optional")] = None
+    prompt_alt_tokens: Annotated[PromptAltTokens | None, Field(6, "message", "optional")] = None

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tinker_async.data.datum import Datum
-from tinker_async.data.model_input import EncodedTextChunk, ModelInput
+from tinker_async.data.model_input import ModelInput
 from tinker_async.data.results import ForwardBackwardOutput
 from tinker_async.data.tensors import DType, TensorData
 from tinker_async.errors import InvalidInputError
 from tinker_async.wire import schema
 from tinker_async.wire.datums import encode_data
+from tinker_async.wire.inputs import chunk_of, spans_of
 from tinker_async.wire.protobuf import Buffer, DecodeError, decode, encode
 from tinker_async.wire.tensors import (
     DTYPE_NUMBERS,
@@ -90,7 +91,7 @@ def decode_forward_backward(body: Buffer) -> ForwardBackwardBody:
     """Return the request in `body`; its arrays are views that keep `body` alive.
 
     Raises:
-        DecodeError: Malformed, or an input chunk is of a kind that cannot be trained on.
+        DecodeError: Malformed, or an input chunk is of an unknown kind.
     """
     request = decode(schema.ForwardBackwardRequest, body)
     config: dict[str, float | str] = {**request.loss_fn_config}
@@ -108,23 +109,20 @@ def decode_forward_backward(body: Buffer) -> ForwardBackwardBody:
 
 def _datum(message: schema.Datum, where: str) -> Datum:
     chunks = tuple(
-        _chunk(chunk, f"{where}.model_input[{i}]") for i, chunk in enumerate(message.model_input)
+        chunk_of(chunk, f"{where}.model_input[{i}]") for i, chunk in enumerate(message.model_input)
     )
     inputs = {
         key: tensor_data(tensor, f"{where}.loss_fn_inputs[{key!r}]")
         for key, tensor in message.loss_fn_inputs.items()
     }
-    return Datum(ModelInput(chunks), inputs)
-
-
-def _chunk(chunk: schema.Chunk, where: str) -> EncodedTextChunk:
-    if chunk.encoded_text is None:
-        kind = "image" if chunk.image else "dmel" if chunk.dmel else "unknown"
-        raise DecodeError(f"{where}: chunks of kind {kind} are not supported, only encoded_text")
-    try:
-        return EncodedTextChunk(array_view(chunk.encoded_text.tokens, "<i4", where))
-    except InvalidInputError as error:
-        raise DecodeError(f"{where}: {error}") from error
+    if not (message.model_input_spans or message.loss_fn_input_spans):
+        return Datum(ModelInput(chunks), inputs)
+    return Datum(
+        ModelInput(chunks),
+        inputs,
+        spans_of(message.model_input_spans, f"{where}.model_input_spans"),
+        spans_of(message.loss_fn_input_spans, f"{where}.loss_fn_input_spans"),
+    )
 
 
 def _config_value(key: str, value: schema.LossConfigValue) -> float | str:
