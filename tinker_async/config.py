@@ -1,71 +1,178 @@
 """Where to connect and as whom: arguments first, then the environment, then defaults.
 
-A resolved `Config` is frozen and prints without its secret.
+A resolved `Config` is frozen and prints without its secrets.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
+from tinker_async.credentials.secret import Secret as Secret  # noqa: PLC0414  # others have it from here
 from tinker_async.errors import ConfigError
+from tinker_async.proxies import Proxy, ProxyRules, proxy_rules
 
 DEFAULT_BASE_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 SDK_VERSION = "0.38.0"
 """The official version whose protocol this client speaks; servers gate features on it."""
 
 _KEY_HINT = "pass api_key= or set TINKER_API_KEY; a server without accounts takes any key"
+_YES = {"1", "true", "yes", "on"}
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OURS = {
+    *("x-api-key", "host", "connection", "content-length", "content-type", "content-encoding"),
+    *("transfer-encoding", "te", "upgrade", "expect", "keep-alive", "proxy-connection", "trailer"),
+    *("accept", "accept-encoding", "user-agent", "proxy-authorization"),
+}
+"""Headers that have a setting of their own, or say how the message is to be read."""
+_OURS_BEGIN = ("x-stainless-", "x-tinker-")
+_TELLING = re.compile(r"secret|token|key|password|authorization|cookie", re.IGNORECASE)
+"""Names of headers whose values are taken out of texts."""
 
 
-class Secret:
-    """A string that never prints itself."""
+class Credential(msgspec.Struct, frozen=True, eq=False):
+    """What proves who we are."""
 
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """Return the string, for the one place that sends it."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret('…')"
-
-    __str__ = __repr__
+    key: Secret | None
+    """An API key or a JWT; None when only the command is there."""
+    command: Secret | None = None
+    """The command that prints one: used if there is no key, or if the server asks for it."""
+    source: str = "argument"
+    """Where it was found: `argument`, `environment`, `command` or `stored`."""
 
 
-class Config(msgspec.Struct, frozen=True, eq=False):
-    """A checked base URL (without trailing slash) and credential."""
+class Config(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """The checked settings of a connection."""
 
     base_url: str
-    api_key: Secret
+    """Without trailing slash."""
+    credential: Credential
+    project_id: str | None = None
+    tags: tuple[str, ...] = ()
+    headers: tuple[tuple[str, Secret], ...] = ()
+    """Headers of every request besides our own; lower-case names."""
+    proxies: ProxyRules = ProxyRules()
+    ca_bundle: str | None = None
+    """File or folder of the certificate authorities to trust, instead of the usual ones."""
+    telemetry: bool = False
 
     @property
     def base_path(self) -> str:
         """The path part of the URL, which every request's path starts with."""
         return urllib.parse.urlsplit(self.base_url).path
 
+    @property
+    def api_key(self) -> Secret:
+        """The key or token.
+
+        Raises:
+            ConfigError: There is only a command that prints one.
+        """
+        if self.credential.key is None:
+            raise ConfigError("no API key", hint=_KEY_HINT)
+        return self.credential.key
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy between us and the server, if any."""
+        return self.proxies.proxy_for(self.base_url)
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """Everything here that no text may show."""
+        proxy = self.proxy
+        found = [self.credential.key, *(v for k, v in self.headers if _TELLING.search(k))]
+        found += [proxy.password, proxy.authorization] if proxy is not None else []
+        return tuple(secret for secret in found if secret is not None)
+
 
 def resolve_config(
     base_url: str | None = None,
     api_key: str | None = None,
     *,
+    project_id: str | None = None,
+    tags: Sequence[str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    proxy: str | Literal[False] | None = None,
+    ca_bundle: str | os.PathLike[str] | None = None,
+    telemetry: bool | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Config:
-    """Resolve and check the settings of a session. Empty strings count as unset.
+    """Resolve and check the settings of a connection. Empty strings count as unset.
+
+    Args:
+        base_url: Else `TINKER_BASE_URL`, else the Tinker service.
+        api_key: Key or JWT; else `TINKER_API_KEY`, else `TINKER_CREDENTIAL_CMD`, else the stored key.
+        project_id: Else `TINKER_PROJECT_ID`.
+        tags: Else `TINKER_TAGS`, comma-separated.
+        headers: Of every request, besides our own. `CLOUDFLARE_ACCESS_CLIENT_ID` and
+            `CLOUDFLARE_ACCESS_CLIENT_SECRET` add theirs.
+        proxy: The proxy's URL; False for none; else `HTTPS_PROXY` and its kin.
+        ca_bundle: File or folder of certificate authorities; else `SSL_CERT_FILE`, `SSL_CERT_DIR`.
+        telemetry: Whether to tell the service how the session goes; else `TINKER_TELEMETRY`,
+            else not.
+        environ: The environment; default the process's.
 
     Raises:
-        ConfigError: No key, a malformed key, or a URL that is not http(s)://host.
+        ConfigError: No key, a malformed key, header or proxy, or a URL that is not http(s)://host.
     """
     env = os.environ if environ is None else environ
     url = check_base_url(base_url or env.get("TINKER_BASE_URL") or DEFAULT_BASE_URL)
-    key = (api_key or env.get("TINKER_API_KEY") or "").strip()
-    if not key:
+    named = (env.get("TINKER_TAGS") or "").split(",")
+    config = Config(
+        base_url=url,
+        credential=_credential(url, api_key, env, environ),
+        project_id=project_id or env.get("TINKER_PROJECT_ID") or None,
+        tags=tuple(tags) if tags is not None else tuple(filter(None, map(str.strip, named))),
+        headers=_headers(headers or {}, env),
+        proxies=proxy_rules(proxy, env),
+        ca_bundle=os.fspath(ca_bundle or "") or None,
+        telemetry=_switch(env.get("TINKER_TELEMETRY")) if telemetry is None else telemetry,
+    )
+    _ = config.proxy  # raises for what the environment says wrongly of this server's proxy
+    return config
+
+
+def _switch(text: str | None) -> bool:
+    return (text or "").strip().lower() in _YES
+
+
+def _credential(
+    url: str, api_key: str | None, env: Mapping[str, str], given_env: Mapping[str, str] | None
+) -> Credential:
+    """Find the credential: argument, environment, command, stored key, in this order."""
+    line = (env.get("TINKER_CREDENTIAL_CMD") or "").strip()
+    command = Secret(line) if line else None
+    given = (api_key or "").strip()
+    key, source = given or (env.get("TINKER_API_KEY") or "").strip(), "argument"
+    if not given:
+        source = "environment"
+    if key:
+        try:
+            return Credential(_checked_key(key, url), command, source)
+        except ConfigError:
+            if command is None:
+                raise
+    if command is not None:
+        return Credential(None, command, "command")
+    from tinker_async.credentials.stored import (  # noqa: PLC0415  # the last resort
+        CredentialStore,
+        credentials_path,
+    )
+
+    stored = credentials_path(given_env)
+    found = CredentialStore(stored).default() if stored is not None else None
+    if found is None:
         raise ConfigError("no API key", hint=_KEY_HINT)
+    return Credential(_checked_key(found.key.reveal(), url), None, "stored")
+
+
+def _checked_key(key: str, url: str) -> Secret:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ConfigError("the API key has characters that no key has", hint=_KEY_HINT)
     if url == DEFAULT_BASE_URL and not key.startswith(("tml-", "eyJ")):
@@ -73,7 +180,30 @@ def resolve_config(
             "the API key is malformed: keys of the Tinker service start with tml-",
             hint=_KEY_HINT,
         )
-    return Config(base_url=url, api_key=Secret(key))
+    return Secret(key)
+
+
+def _headers(given: Mapping[str, str], env: Mapping[str, str]) -> tuple[tuple[str, Secret], ...]:
+    cloudflare = {
+        "cf-access-client-id": env.get("CLOUDFLARE_ACCESS_CLIENT_ID"),
+        "cf-access-client-secret": env.get("CLOUDFLARE_ACCESS_CLIENT_SECRET"),
+    }
+    found = {name: value for name, value in cloudflare.items() if value}
+    for name, value in given.items():
+        lower = name.lower()
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigError(f"headers has {name!r}, which cannot be a header's name")
+        if lower in _OURS or lower.startswith(_OURS_BEGIN):
+            raise ConfigError(
+                f"headers has {name!r}, which the client sets itself",
+                hint="for the credential pass api_key=, for a proxy's proxy=",
+            )
+        found[lower] = value
+    for name, value in found.items():
+        if not (value.isascii() and value.isprintable()) or value != value.strip():
+            # The value is not repeated here: it may be a secret.
+            raise ConfigError(f"the value of the header {name!r} is malformed")
+    return tuple((name, Secret(value)) for name, value in found.items())
 
 
 def check_base_url(url: str) -> str:

@@ -7,14 +7,16 @@ whether any attempt may have been processed. Nothing above repeats the same erro
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import anyio
 import msgspec
 
+from tinker_async.api.authentication import Authentication
 from tinker_async.api.billing import BillingPause
+from tinker_async.api.features import Feature, FeatureBook
 from tinker_async.api.progress import (
     DEFAULT,
     Default,
@@ -24,12 +26,13 @@ from tinker_async.api.progress import (
     within,
 )
 from tinker_async.api.retry import RetryPolicy, parse_retry_after
-from tinker_async.config import SDK_VERSION, Config
+from tinker_async.config import SDK_VERSION, Config, Secret
 from tinker_async.errors import (
     APIStatusError,
     BillingError,
     ConnectError,
     InternalServerError,
+    ProtocolError,
     ResponseError,
     TinkerError,
     status_error,
@@ -50,9 +53,12 @@ from tinker_async.wire.protobuf import DecodeError
 
 T = TypeVar("T")
 
+_PYTHON = ".".join(map(str, sys.version_info[:3]))
 JSON = b"application/json"
 PROTOBUF = b"application/x-protobuf"
 _REDACTED = b"[API key]"
+_TELLING = 8
+"""Shorter secrets than the credential are not looked for: they are part of many words."""
 _DETAIL_LIMIT = 2000
 """Characters of a server's error text that are kept."""
 
@@ -68,6 +74,12 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     extra_headers: Headers = ()
     silence_s: float | None = 60.0
     """Longest silence of the server after the request, in seconds."""
+    secret_headers: tuple[tuple[bytes, Secret], ...] = ()
+    """Sent, and shown nowhere."""
+    redirects: bool = False
+    """Whether an answer that names another place (3xx) is what was asked for."""
+    feature: Feature | None = None
+    """What servers without the endpoint lack, where calls for it cannot do without."""
 
 
 class Caller:
@@ -81,6 +93,7 @@ class Caller:
         timeout_s: The limit of public calls that give none; None is no limit.
         silence_limit_s: How long the server may answer nothing at all; None is no limit.
         billing_pause_s: How long requests that are answered 402 are repeated.
+        authentication: What is sent as credential; default the configured key as it is.
     """
 
     def __init__(
@@ -93,8 +106,15 @@ class Caller:
         timeout_s: float | None = None,
         silence_limit_s: float | None = 300.0,
         billing_pause_s: float = 0.0,
+        authentication: Authentication | None = None,
     ) -> None:
         self._transport = transport
+        self.config = config
+        """Where to, and the settings of the connection."""
+        self.authentication = authentication or Authentication(config.api_key)
+        """What is sent as credential."""
+        self.features = FeatureBook()
+        """What is known of the server."""
         self._base_path = config.base_path
         self.policy = policy
         self.events = events or Events()
@@ -107,12 +127,19 @@ class Caller:
         self.paused: set[Progress] = set()
         """Operations whose queue the server says is paused."""
         self._common: Headers = (
-            (b"x-api-key", config.api_key.reveal().encode()),
-            (b"user-agent", f"tinker-async/Python {platform.python_version()}".encode()),
+            (b"user-agent", f"tinker-async/Python {_PYTHON}".encode()),
             (b"x-stainless-package-version", SDK_VERSION.encode()),
+            *((name.encode(), value.reveal().encode()) for name, value in config.headers),
         )
         self._headers: dict[tuple[bytes, bytes, Headers], Headers] = {}
-        self._key = self._common[0][1]
+        self._headers_value = self.authentication.value
+        self._hidden = tuple(
+            secret.reveal().encode()
+            for secret in config.secrets
+            if len(secret.reveal()) >= _TELLING
+        )
+        self._known = (*self.authentication.secrets, *self._hidden)
+        """What is taken out of answers: kept, since there are many of these."""
 
     def limit_of(self, timeout: Timeout) -> float | None:
         """Return the seconds that a public call may take: its own word, else the session's.
@@ -123,10 +150,16 @@ class Caller:
         return self.timeout_s if isinstance(timeout, Default) else check_timeout(timeout)
 
     def _headers_for(self, endpoint: Endpoint) -> Headers:
+        value = self.authentication.value
+        if value is not self._headers_value:
+            self._headers.clear()
+            self._headers_value = value
+            self._known = (*self.authentication.secrets, *self._hidden)
         key = (endpoint.content_type, endpoint.accept, endpoint.extra_headers)
         headers = self._headers.get(key)
         if headers is None:
-            headers = (*self._common, (b"accept", endpoint.accept), *endpoint.extra_headers)
+            start = ((b"x-api-key", value), *self._common)
+            headers = (*start, (b"accept", endpoint.accept), *endpoint.extra_headers)
             if endpoint.method not in ("GET", "DELETE"):
                 headers = (*headers, (b"content-type", endpoint.content_type))
             self._headers[key] = headers
@@ -141,10 +174,17 @@ class Caller:
             APIStatusError: Any status outside 200-299.
             TransportError: No answer.
         """
-        response = await self.exchange(endpoint, body, receipt=progress)
+        answer = await self.begin(endpoint, body, receipt=progress)
+        return self._accepted(answer, endpoint, progress)
+
+    def _accepted(
+        self, answer: Response, endpoint: Endpoint, progress: Progress | None
+    ) -> Response:
+        response = self.heard(answer, endpoint)
         if progress is not None:
             progress.last_contact = self.last_contact
-        if not 200 <= response.status < 300:
+        most = 400 if endpoint.redirects else 300
+        if not 200 <= response.status < most:
             raise error_of(response, endpoint.path)
         return response
 
@@ -167,29 +207,92 @@ class Caller:
         Raises:
             TransportError: No answer.
         """
+        return self.heard(
+            await self.begin(endpoint, body, silence_s=silence_s, receipt=receipt), endpoint
+        )
+
+    def begin(
+        self,
+        endpoint: Endpoint,
+        body: Sequence[Buffer] = (),
+        *,
+        silence_s: float | None = None,
+        receipt: Receipt | None = None,
+    ) -> Coroutine[Any, Any, Response]:
+        """Do as `exchange`, but leave the answer as it came: it must be given to `heard`.
+
+        For those of whom thousands wait: one coroutine less in the chain of each.
+        """
+        limit_s, own_s = endpoint.silence_s, silence_s or self.silence_limit_s
+        if own_s is not None and (limit_s is None or own_s < limit_s):
+            limit_s = own_s
+        if self.authentication.source is None:
+            return self._send(endpoint, body, limit_s, receipt)
+        return self._send_fresh(endpoint, body, limit_s, receipt)
+
+    def heard(self, answer: Response, endpoint: Endpoint) -> Response:
+        """Note that the server lives, and return its answer without secrets."""
+        self.last_contact = anyio.current_time()
+        return self._without_secrets(answer, endpoint)
+
+    async def _send_fresh(
+        self,
+        endpoint: Endpoint,
+        body: Sequence[Buffer],
+        silence_s: float | None,
+        receipt: Receipt | None,
+    ) -> Response:
+        """Send with a credential that may change, and again if that was the reason of a 401."""
+        authentication = self.authentication
+        await authentication.refresh()
+        sent = authentication.value
+        response = await self._send(endpoint, body, silence_s, receipt)
+        if response.status == 401:
+            self.last_contact = anyio.current_time()
+            if await authentication.replaced(response, sent):
+                response = await self._send(endpoint, body, silence_s, receipt)
+        return response
+
+    def _send(
+        self,
+        endpoint: Endpoint,
+        body: Sequence[Buffer],
+        silence_s: float | None,
+        receipt: Receipt | None,
+    ) -> Coroutine[Any, Any, Response]:
+        headers, secrets = self._headers_for(endpoint), endpoint.secret_headers
+        if secrets:
+            headers = (*headers, *((name, one.reveal().encode()) for name, one in secrets))
         request = Request(
             method=endpoint.method,
             path=self._base_path + endpoint.path,
-            headers=self._headers_for(endpoint),
+            headers=headers,
             body=body,
             traffic=endpoint.traffic,
             receipt=receipt,
         )
-        limit_s, own_s = endpoint.silence_s, silence_s or self.silence_limit_s
-        if own_s is not None and (limit_s is None or own_s < limit_s):
-            limit_s = own_s
-        response = await self._transport.request(request, silence_s=limit_s)
-        self.last_contact = anyio.current_time()
-        return self._without_key(response)
+        return self._transport.request(request, silence_s=silence_s)
 
-    def _without_key(self, response: Response) -> Response:
-        """Take the credential out of a text that repeats it: it could end up in an error or a log."""
+    def _without_secrets(self, response: Response, endpoint: Endpoint) -> Response:
+        """Take secrets out of a text that repeats them: it could end up in an error or a log."""
         if PROTOBUF in (response.header(b"content-type") or b""):
             return response
-        body = bytes(response.body)
-        if self._key not in body:
+        body = text = bytes(response.body)
+        for secret in self._known:
+            if secret in text:
+                text = text.replace(secret, _REDACTED)
+        if endpoint.secret_headers:
+            for _, own in endpoint.secret_headers:
+                text = text.replace(own.reveal().encode(), _REDACTED)
+        if text is body:
             return response
-        return Response(response.status, response.headers, body.replace(self._key, _REDACTED))
+        return Response(response.status, response.headers, text)
+
+    def redacted(self, text: str) -> str:
+        """Return a text without any secret of this connection."""
+        for secret in (*self.authentication.secrets, *self._hidden):
+            text = text.replace(secret.decode(), _REDACTED.decode())
+        return text
 
     async def call(
         self,
@@ -200,6 +303,7 @@ class Caller:
         never_repeat: tuple[type[TinkerError], ...] = (),
         progress: Progress | None = None,
         attempts_before: int = 0,
+        unless: Callable[[TinkerError], bool] | None = None,
     ) -> Response:
         """Send a request, repeating it as the policy says.
 
@@ -212,17 +316,23 @@ class Caller:
             never_repeat: Errors that are the caller's to handle, and to tell.
             progress: Where attempts are counted, and whose facts go into the error.
             attempts_before: Requests of the same call that count by the policy already.
+            unless: As `never_repeat`, for errors that their class alone does not tell.
 
         Raises:
+            UnsupportedByServerError: The server does not have the endpoint, or does not know a
+                field of the request; before anything is sent if that is known already.
             APIStatusError: The server refused for good, or kept failing.
             TransportError: The server could not be reached, or did not answer.
         """
         progress = progress or Progress(endpoint.path)
+        if self.features.missing and endpoint.feature is not None:
+            self.features.require(endpoint.feature)
         failures: Failures | None = None
         while True:
             progress.attempts += 1
             try:
-                response = await self.once(endpoint, body, progress=progress)
+                answer = await self.begin(endpoint, body, receipt=progress)
+                response = self._accepted(answer, endpoint, progress)
             except TinkerError as error:
                 if failures is None:
                     policy = policy or self.policy
@@ -230,18 +340,35 @@ class Caller:
                 failures.in_doubt = failures.in_doubt or may_have_been_processed(error)
                 progress.in_doubt = progress.in_doubt or failures.in_doubt
                 error.delivery_in_doubt = failures.in_doubt
-                if isinstance(error, never_repeat):
+                if isinstance(error, never_repeat) or (unless is not None and unless(error)):
                     progress.describe(error)
                     raise
-                delay = failures.next_delay(error, progress.operation)
+                delay = 0.0 if failures.is_idle_end(error) else None
+                if delay is None:
+                    delay = failures.next_delay(error, progress.operation)
                 self.note_failure(error, endpoint, progress.operation, progress.attempts, delay)
                 if delay is None:
                     progress.describe(error)
+                    self._raise_if_unsupported(error, endpoint, body, progress)
                     raise
             else:
                 self.billing.note_accepted(endpoint.path)
                 return response
             await anyio.sleep(delay)
+
+    def _raise_if_unsupported(
+        self, error: TinkerError, endpoint: Endpoint, body: Sequence[Buffer], progress: Progress
+    ) -> None:
+        """Raise what a refusal stands for, if the server lacks something."""
+        if not isinstance(error, APIStatusError) or error.delivery_in_doubt:
+            return
+        sent = b"".join(body) if endpoint.content_type == JSON else b""
+        lacking = self.features.refused(
+            error, endpoint=endpoint.path, feature=endpoint.feature, body=sent
+        )
+        if lacking is not None:
+            progress.describe(lacking)
+            raise lacking from error
 
     def note_failure(
         self,
@@ -328,6 +455,16 @@ class Failures:
         self._since: float | None = None
         self.in_doubt = False
         """Whether an attempt may have had its effect."""
+        self._idle_ends = 0
+
+    def is_idle_end(self, error: TinkerError) -> bool:
+        """Whether a request met a connection that was being closed as idle: once, no failure."""
+        if not (isinstance(error, ProtocolError) and error.kept) or self._idle_ends:
+            return False
+        if self._policy.max_attempts == 1:
+            return False
+        self._idle_ends += 1
+        return True
 
     def next_delay(self, error: TinkerError, operation: str) -> float | None:
         """Return the seconds until the next attempt, or None to give up."""
@@ -343,6 +480,8 @@ class Failures:
 
 def may_have_been_processed(error: TinkerError) -> bool:
     """Whether a request that ended in this error may have had its effect."""
+    if error.unsent:
+        return False
     if isinstance(error, APIStatusError):
         return isinstance(error, InternalServerError)
     return not isinstance(error, ConnectError)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
+from tinker_async.api.features import Feature, says_no_endpoint
 from tinker_async.api.progress import Progress
 from tinker_async.api.retry import RetryPolicy
-from tinker_async.config import SDK_VERSION
-from tinker_async.errors import NotFoundError
+from tinker_async.config import SDK_VERSION, Config
+from tinker_async.errors import APIStatusError, NotFoundError
 from tinker_async.logs import log
 from tinker_async.wire.messages import (
     ClientConfigRequest,
@@ -29,20 +29,14 @@ _ABOUT_US = ClientConfigRequest(sdk_version=SDK_VERSION)
 
 
 def about_session(
-    tags: Sequence[str] | None,
-    user_metadata: Mapping[str, Any] | None,
-    project_id: str | None,
-    display_name: str | None,
+    config: Config, user_metadata: Mapping[str, Any] | None, display_name: str | None
 ) -> CreateSessionRequest:
-    """Return what a session says of itself; what is not given comes from the environment."""
-    named = os.environ.get("TINKER_TAGS") or ""
+    """Return what a session says of itself."""
     return CreateSessionRequest(
-        tags=list(tags)
-        if tags is not None
-        else [tag for tag in map(str.strip, named.split(",")) if tag],
+        tags=list(config.tags),
         user_metadata=dict(user_metadata or {}),
         sdk_version=SDK_VERSION,
-        project_id=project_id or os.environ.get("TINKER_PROJECT_ID") or msgspec.UNSET,
+        project_id=config.project_id or msgspec.UNSET,
         display_name=msgspec.UNSET if display_name is None else display_name,
     )
 
@@ -58,31 +52,66 @@ def _entering() -> Progress:
 
 
 async def ask_limits(caller: Caller) -> ClientConfigResponse:
-    """Return the server's limits and switches; the defaults where it has no such endpoint."""
+    """Return the server's limits and switches; the defaults where it has no such endpoint.
+
+    From then on the credential is exchanged for a token, if the server says so.
+    """
     try:
-        return await caller.call_json(
+        limits = await caller.call_json(
             endpoints.CLIENT_CONFIG,
             _ABOUT_US,
             answer=ClientConfigResponse,
             policy=_policy(caller),
             progress=_entering(),
         )
-    except NotFoundError:
-        return ClientConfigResponse()
+    except APIStatusError as error:
+        _raise_unless_absent(error)
+        limits = ClientConfigResponse()
+        caller.features.learn(Feature.CLIENT_CONFIG, False, detail=error.message)
+    else:
+        caller.features.learn(Feature.CLIENT_CONFIG, True)
+    _note_switches(caller, limits)
+    if limits.pjwt_auth_enabled:
+        by_command = limits.credential_default_source == "credential_cmd"
+        caller.authentication.exchange(by_command=by_command)
+    return limits
 
 
 async def ask_switches(caller: Caller) -> DynamicConfigResponse:
     """Return the switches that may change; the defaults where there is no such endpoint."""
     try:
-        return await caller.call_json(
+        switches = await caller.call_json(
             endpoints.DYNAMIC_CONFIG,
             _ABOUT_US,
             answer=DynamicConfigResponse,
             policy=_policy(caller),
             progress=_entering(),
         )
-    except NotFoundError:
-        return DynamicConfigResponse()
+    except APIStatusError as error:
+        _raise_unless_absent(error)
+        switches = DynamicConfigResponse()
+        caller.features.learn(Feature.DYNAMIC_CONFIG, False, detail=error.message)
+    else:
+        caller.features.learn(Feature.DYNAMIC_CONFIG, True)
+    enabled = switches.sample_cancel_enabled
+    caller.features.learn(Feature.CANCEL, enabled, learned_from="config")
+    return switches
+
+
+def _raise_unless_absent(error: APIStatusError) -> None:
+    """Raise an error again that does not say that a server has no such endpoint."""
+    if not (isinstance(error, NotFoundError) or says_no_endpoint(error)):
+        raise error
+
+
+def _note_switches(caller: Caller, limits: ClientConfigResponse) -> None:
+    for feature, on in (
+        (Feature.COMPRESSION, limits.proto_compress_fwdbwd),
+        (Feature.SESSION_POLLER, limits.sample_use_retrieve_futures),
+        (Feature.SAMPLER_JOINING, limits.sample_join_sampling_session),
+        (Feature.UPLOADED_LOSSES, limits.custom_loss_server_side),
+    ):
+        caller.features.learn(feature, on, learned_from="config")
 
 
 async def open_session(caller: Caller, about: CreateSessionRequest) -> str:

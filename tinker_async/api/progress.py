@@ -104,7 +104,7 @@ def check_timeout(timeout: float | None, *, field: str = "timeout") -> float | N
     Raises:
         InvalidInputError: It is not above zero.
     """
-    if timeout is not None and not timeout > 0:
+    if timeout is not None and (not isinstance(timeout, (int, float)) or not timeout > 0):
         raise InvalidInputError(
             f"{field}: must be above 0 seconds, got {timeout!r}",
             field=field,
