@@ -1,0 +1,1 @@
+"""Downloading checkpoints: what may reach the disk, how to go on after a break, and the transfer."""
