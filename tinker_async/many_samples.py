@@ -24,6 +24,7 @@ import msgspec
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import SamplingParams
 from tinker_async.data.results import SampleResponse
+from tinker_async.data.tensors import TensorLike
 from tinker_async.errors import InvalidInputError, TinkerError
 from tinker_async.lone_errors import lone_errors
 
@@ -44,6 +45,9 @@ class SampleTask(msgspec.Struct, frozen=True, eq=False):
     topk_sample_logprobs: int = 0
     tag: object = None
     """Comes back with the result; never sent."""
+    target_prompt_logprobs: TensorLike | None = None
+    prompt_alt_tokens_k: int = 0
+    prompt_logprobs_last_n: int | None = None
 
 
 class SampleOutcome(msgspec.Struct, frozen=True, eq=False):

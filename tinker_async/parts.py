@@ -1,7 +1,7 @@
-"""What exists only while a session's block is open, and what the session itself does then.
+"""What exists only while a session is open, and what the session itself does then.
 
-The rule: everything here lives in the session's task group and ends with it; nothing here knows
-how the block is entered or left.
+The rule: everything here lives in a task group of its own and ends with it; nothing here knows
+how the block is entered or left, nor that other parts may come after these.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import anyio.abc
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.api.capabilities import ContextLengths
+from tinker_async.api.features import Feature
 from tinker_async.api.handshake import ask_switches
 from tinker_async.background.health import SessionHealth, SessionStatistics, health_of
 from tinker_async.background.heartbeat import Heartbeat
+from tinker_async.custom_losses import CustomLosses
 from tinker_async.errors import SessionClosedError, SessionLostError, TinkerError
 from tinker_async.futures import APIFuture
 from tinker_async.logs import log
@@ -65,7 +67,8 @@ class Ending:
 
     def __init__(self, caller: Caller, session_id: str) -> None:
         self._caller = caller
-        self._session_id = session_id
+        self.session_id = session_id
+        """The session as it is called by now."""
         self.how: tuple[str, str | None] = ("success", None)
         """`success`, `errored` or `interrupted`, and a detail."""
         self.last_words: Callable[[], Awaitable[None]] | None = None
@@ -79,7 +82,7 @@ class Ending:
             try:
                 if self.last_words is not None:
                     await self.last_words()
-                finish = endpoints.finish(self._session_id)
+                finish = endpoints.finish(self.session_id)
                 await self._caller.once(finish, (wire_json.encode(body),))
             except TinkerError as error:
                 log.debug("finish_not_told", error=type(error).__name__)
@@ -101,12 +104,14 @@ class Parts:
         check_inputs: bool,
         max_samples: int | None,
         heartbeat_s: float,
+        unobserved: Unobserved,
     ) -> None:
         self.session_id = session_id
         self.caller = caller
         self._transport = transport
         self._tasks = tasks
-        self.unobserved = Unobserved()
+        self._is_open = is_open
+        self.unobserved = unobserved
         context_lengths = ContextLengths(caller) if check_inputs else None
         self.samplers = Samplers(
             session_id,
@@ -114,11 +119,12 @@ class Parts:
             caller=caller,
             limits=limits,
             policy=caller.policy,
-            is_open=is_open,
+            is_open=self.check_open,
             most=max_samples,
             context_lengths=context_lengths,
         )
         self.samplers.submissions.open(tasks, self.unobserved.note)
+        self.samplers.pollers.open(tasks)
         self.pool = self.samplers.pool
         self.trainers = Trainers(
             session_id,
@@ -129,16 +135,21 @@ class Parts:
             on_settled=self.unobserved.note,
             context_lengths=context_lengths,
         )
-        self._heartbeat = Heartbeat(caller, session_id, period_s=heartbeat_s)
+        self.custom_losses = CustomLosses(
+            session_id, caller, uploads=limits.custom_loss_server_side
+        )
+        self.heartbeat = Heartbeat(caller, session_id, period_s=heartbeat_s)
         self.lost = False
         """Whether the server, or its process, ended the session."""
+        self.gone: SessionLostError | None = None
+        """Why these parts are over, while the user's block goes on: see `Renewal`."""
 
     def start(self, dynamic: DynamicConfigResponse) -> None:
         """Start the session's own tasks."""
-        self.pool.cancel_enabled = dynamic.sample_cancel_enabled
-        self._tasks.start_soon(self._watch, self._heartbeat.run)
+        self.pool.switch_cancels(dynamic)
         self._tasks.start_soon(self.pool.drain_cancels)
-        self._tasks.start_soon(self._refresh_switches, dynamic.refresh_interval_sec)
+        if Feature.DYNAMIC_CONFIG not in self.caller.features.missing:
+            self._tasks.start_soon(self._refresh_switches, dynamic.refresh_interval_sec)
 
     async def wait_idle(self) -> None:
         """Wait until every queued operation is settled."""
@@ -146,30 +157,28 @@ class Parts:
             await lane.wait_idle()
         await self.samplers.submissions.wait_idle()
 
+    def check_open(self) -> None:
+        """Check that these parts may be used.
+
+        Raises:
+            SessionLostError: The session goes on with others.
+            SessionClosedError: The session's block is over.
+        """
+        self._is_open()
+        if self.gone is not None:
+            raise self.gone
+
     def close(self, reason: SessionClosedError) -> None:
         """Fail what is left, and end all tasks."""
-        for lane in self.trainers.lanes.values():
-            lane.close(reason)
+        self.trainers.close(reason)
+        self.samplers.pollers.close()
         self._tasks.cancel_scope.cancel()
 
-    async def watch_process(self, process: anyio.abc.Process) -> None:
-        """Wait for the end of the embedded engine's process, which is the session's."""
-
-        async def ended() -> None:
-            status = await process.wait()
-            raise SessionLostError(
-                f"the embedded engine's process ended with status {status}",
-                hint="open a new session and continue from a checkpoint in data_dir",
-            )
-
-        await self._watch(ended)
-
-    async def _watch(self, work: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await work()
-        except SessionLostError:
-            self.lost = True
-            raise
+    def retire(self, reason: SessionLostError) -> None:
+        """As `close`, while the user's block goes on with other parts."""
+        self.lost, self.gone = True, reason
+        self.samplers.submissions.retire(reason)
+        self.close(reason)
 
     async def _refresh_switches(self, interval_s: float) -> None:
         while True:
@@ -179,7 +188,7 @@ class Parts:
             except TinkerError as error:
                 log.info("config_not_refreshed", error=type(error).__name__)
             else:
-                self.pool.cancel_enabled = config.sample_cancel_enabled
+                self.pool.switch_cancels(config)
                 interval_s = config.refresh_interval_sec
 
     def statistics(self) -> SessionStatistics:
@@ -187,7 +196,7 @@ class Parts:
         return SessionStatistics(
             transport=self._transport.statistics(),
             sampling=self.pool.statistics(),
-            seconds_since_heartbeat=anyio.current_time() - self._heartbeat.last_beat,
+            seconds_since_heartbeat=anyio.current_time() - self.heartbeat.last_beat,
             lanes={name: lane.statistics() for name, lane in self.trainers.lanes.items()},
         )
 
@@ -196,7 +205,7 @@ class Parts:
         return health_of(
             self.session_id,
             caller=self.caller,
-            heartbeat=self._heartbeat,
+            heartbeat=self.heartbeat,
             statistics=self.statistics(),
             lanes=self.trainers.lanes,
             lost=self.lost,

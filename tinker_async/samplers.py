@@ -17,10 +17,12 @@ from tinker_async.api.progress import Progress, Timeout, within
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.draws import Submissions
 from tinker_async.background.sampling_pool import SamplingPool
+from tinker_async.background.session_poller import CLIENT_STRETCH, Pollers
 from tinker_async.data.handles import SamplerHandle
 from tinker_async.data.paths import PREFIX, parse_path
 from tinker_async.errors import ConfigError, InvalidInputError, TinkerError
 from tinker_async.logs import log
+from tinker_async.plan.checks import check_base_model
 from tinker_async.sampling import SamplingClient
 from tinker_async.wire.messages import (
     ClientConfigResponse,
@@ -30,8 +32,6 @@ from tinker_async.wire.messages import (
     JoinSamplingSessionResponse,
 )
 
-_STRETCH = 1_000_000_000
-"""Numbers of one client of a sampler. By the protocol, `seq_id // _STRETCH` says which client."""
 _CLIENTS = 1_000_000_000
 """So the highest number stays below 2**63."""
 
@@ -56,6 +56,12 @@ class Samplers:
         self._caller = caller
         self.pool = SamplingPool(caller, limits, most=most)
         """What all samplers of the session share."""
+        self.pollers = Pollers(
+            caller,
+            wanted=limits.sample_use_retrieve_futures,
+            on_missing=self.pool.mind_the_limit,
+        )
+        """What tells them of samples that are done, if the server wants it so."""
         self.submissions = Submissions()
         """The samples that the session waits for itself."""
         self._policy = policy
@@ -86,6 +92,7 @@ class Samplers:
             policy=self._policy,
             is_open=self._is_open,
             first_seq_id=first_seq_id,
+            poller=self.pollers.of(sampling_session_id, first_seq_id),
         )
         client.check_inputs = self._context_lengths is not None
         return client
@@ -102,7 +109,9 @@ class Samplers:
         """As `Session.create_sampling_client`; `operation` is the public method's name."""
         if (model_path is None) == (base_model is None):
             raise InvalidInputError("give either model_path or base_model", field="model_path")
-        if model_path is not None and not model_path.startswith(PREFIX):
+        if model_path is None:
+            check_base_model(base_model)
+        elif not isinstance(model_path, str) or not model_path.startswith(PREFIX):
             parse_path(model_path, field="model_path")
         progress = Progress(operation)
         work = partial(self._create, model_path, base_model, retry, progress)
@@ -184,9 +193,11 @@ class Samplers:
                 policy=policy,
                 progress=progress,
             )
-            return _STRETCH * joined.client_counter
+            return CLIENT_STRETCH * joined.client_counter
         import secrets  # noqa: PLC0415 - it is rarely needed, and loads OpenSSL
 
         # Nobody hands out stretches, so draw one, and a place in its first half. Not with
         # `random`: workers are often seeded alike.
-        return _STRETCH * (1 + secrets.randbelow(_CLIENTS)) + secrets.randbelow(_STRETCH // 2)
+        return CLIENT_STRETCH * (1 + secrets.randbelow(_CLIENTS)) + secrets.randbelow(
+            CLIENT_STRETCH // 2
+        )

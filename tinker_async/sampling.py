@@ -6,9 +6,10 @@ group, and cancel any of them. Only `submit_sample` leaves the waiting to the se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +19,34 @@ import numpy.typing as npt
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
+from tinker_async.api.features import Feature
 from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
 from tinker_async.api.promises import PATH as RETRIEVE_PATH
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.draws import AnyDraw, Draw, Drawer, Drawn, SampleFuture, Submissions
 from tinker_async.background.sampling_pool import SamplingPool
+from tinker_async.background.session_poller import SessionPoller
 from tinker_async.data.handles import SamplerHandle
-from tinker_async.data.model_input import ModelInput
+from tinker_async.data.model_input import EncodedTextChunk, ModelInput
 from tinker_async.data.params import SamplingParams
+from tinker_async.data.records import GetSamplerResponse
 from tinker_async.data.results import SampleResponse
-from tinker_async.errors import InvalidInputError, ResponseError, TinkerError
+from tinker_async.data.tensors import TensorLike
+from tinker_async.errors import (
+    BadRequestError,
+    InvalidInputError,
+    ResponseError,
+    TinkerError,
+    UnprocessableEntityError,
+)
 from tinker_async.futures import APIFuture
 from tinker_async.many_samples import Requests, SampleOutcomes, SampleTask, group, mapping
-from tinker_async.plan.checks import check_sample_length
+from tinker_async.plan.checks import check_prompt, check_sample_length
+from tinker_async.plan.prompt_scores import PromptScores, prompt_scores
 from tinker_async.tokenizer import load_tokenizer
 from tinker_async.wire import json as wire_json
 from tinker_async.wire import sampling as wire_sampling
-from tinker_async.wire.messages import GetSamplerResponse, SampleRequest
+from tinker_async.wire.messages import SampleRequest
 from tinker_async.wire.promises import PromiseResult
 
 if TYPE_CHECKING:
@@ -42,6 +54,8 @@ if TYPE_CHECKING:
 
 _BYTES_PER_TOKEN = 10
 _GIVEN_UP = "it was cancelled"
+_MAX_TOKENS = 128
+"""Where neither the caller nor the server has a limit, and the context's length is not known."""
 
 
 class SamplingClient:
@@ -61,6 +75,7 @@ class SamplingClient:
         policy: RetryPolicy,
         is_open: Callable[[], Any],
         first_seq_id: int = 0,
+        poller: SessionPoller | None = None,
     ) -> None:
         self.sampling_session_id = handle.sampling_session_id
         """The server's id of this sampler."""
@@ -68,6 +83,8 @@ class SamplingClient:
         """The checkpoint's path, if it was made from one."""
         self.check_inputs = True
         """Whether arguments are checked before they are sent."""
+        self.record_stability_info = False
+        """Whether the server keeps what training with `stable_reinforce` needs of each sample."""
         self.context_length: int | None = None
         """The most tokens of a prompt and its sample; None where the server does not say."""
         self._handle = handle
@@ -77,7 +94,8 @@ class SamplingClient:
         self._policy = policy
         self._base_model = handle.base_model
         self._is_open = is_open
-        self._drawer = Drawer(caller, pool, first_seq_id)
+        self._saw_ids = False
+        self._drawer = Drawer(caller, pool, first_seq_id, poller)
 
     async def sample(
         self,
@@ -87,6 +105,9 @@ class SamplingClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: TensorLike | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
         *,
         timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
         retry: RetryPolicy | None = None,
@@ -100,6 +121,12 @@ class SamplingClient:
             include_prompt_logprobs: Also return the log-prob of each prompt token.
             topk_prompt_logprobs: Also return the k most likely tokens at each prompt position.
             topk_sample_logprobs: The same at each sampled position.
+            target_prompt_logprobs: Also return the log-probs of these tokens: ids, int64
+                `[prompt length - 1, K]`, row i for position i + 1, -1 for none. A sparse tensor
+                (`TensorData.from_torch_sparse(ids, pad_value=-1)`) sends only the others.
+            prompt_alt_tokens_k: Also draw k tokens for each prompt position after the first.
+            prompt_logprobs_last_n: Score only so many tokens at the prompt's end; needs
+                `include_prompt_logprobs`, and goes for the top k as well.
             timeout: Seconds for all of it, waiting in line included; None is no limit,
                 default the session's.
             retry: When to repeat what failed; default the session's policy. A 429 counts as
@@ -112,27 +139,32 @@ class SamplingClient:
         Raises:
             InvalidInputError: Before anything is sent.
             RequestFailedError: The server could not carry it out.
+            ResponseError: The server did not do what one of the last three arguments asks for.
             RequestTimeoutError: `timeout` is over.
             SessionClosedError: Outside the session's block.
         """
         self._is_open()
         limit_s = self._caller.limit_of(timeout)
-        length, make_request = self._checked(
+        nbytes, request, scores = self._checked(
             prompt,
             sampling_params,
             num_samples,
             include_prompt_logprobs,
             topk_prompt_logprobs,
             topk_sample_logprobs,
+            target_prompt_logprobs,
+            prompt_alt_tokens_k,
+            prompt_logprobs_last_n,
         )
         draw = Draw("sample", self._pool)
-        nbytes, policy = _BYTES_PER_TOKEN * length, retry or self._policy
+        policy = retry or self._policy
+        draw_it = self._drawer.draw if request.sampling_params.max_tokens else self._draw_unlimited
         if limit_s is None:
-            drawn = await self._drawer.draw(draw, make_request, nbytes, policy)
+            drawn = await draw_it(draw, request, nbytes, policy)
         else:
-            work = partial(self._drawer.draw, draw, make_request, nbytes, policy)
+            work = partial(draw_it, draw, request, nbytes, policy)
             drawn = await within(limit_s, draw, work, hint=_GIVEN_UP)
-        return self._response(draw, drawn, num_samples)
+        return self._response(draw, drawn, prompt, num_samples, scores)
 
     def submit_sample(
         self,
@@ -142,6 +174,9 @@ class SamplingClient:
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
         topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: TensorLike | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
         *,
         timeout: Timeout = DEFAULT,
         retry: RetryPolicy | None = None,
@@ -158,26 +193,30 @@ class SamplingClient:
         """
         self._is_open()
         limit_s = self._caller.limit_of(timeout)
-        length, make_request = self._checked(
+        nbytes, request, scores = self._checked(
             prompt,
             sampling_params,
             num_samples,
             include_prompt_logprobs,
             topk_prompt_logprobs,
             topk_sample_logprobs,
+            target_prompt_logprobs,
+            prompt_alt_tokens_k,
+            prompt_logprobs_last_n,
         )
         future = SampleFuture("submit_sample", self._pool)
+        draw_it = self._drawer.draw if request.sampling_params.max_tokens else self._draw_unlimited
         work = partial(
-            self._drawer.draw,
+            draw_it,
             future,
-            make_request,
-            _BYTES_PER_TOKEN * length,
+            request,
+            nbytes,
             retry or self._policy,
         )
 
         async def draw() -> SampleResponse:
             drawn = await within(limit_s, future, work, hint=_GIVEN_UP)
-            return self._response(future, drawn, num_samples)
+            return self._response(future, drawn, prompt, num_samples, scores)
 
         return self._submissions.start(future, draw)
 
@@ -242,7 +281,7 @@ class SamplingClient:
         """
         self._is_open()
         if self.check_inputs:
-            _check(prompt.length, 1, 0, 0)
+            _check(prompt.least_length, 1, 0, 0)
         if n < 1:
             raise InvalidInputError(f"n: must be at least 1, got {n}", field="n")
         params = sampling_params or SamplingParams()
@@ -268,6 +307,9 @@ class SamplingClient:
             task.include_prompt_logprobs,
             task.topk_prompt_logprobs,
             task.topk_sample_logprobs,
+            task.target_prompt_logprobs,
+            task.prompt_alt_tokens_k,
+            task.prompt_logprobs_last_n,
             timeout=timeout,
             retry=retry,
         )
@@ -275,14 +317,23 @@ class SamplingClient:
     async def compute_logprobs(
         self,
         prompt: ModelInput,
+        prompt_logprobs_last_n: int | None = None,
         *,
         timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
         retry: RetryPolicy | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the log-prob of each prompt token given those before it.
 
+        Args:
+            prompt: At least one token.
+            prompt_logprobs_last_n: Score only so many tokens at its end, which costs less where
+                the server knows the beginning already.
+            timeout: As for `sample`.
+            retry: As for `sample`.
+
         Returns:
-            float32 `[prompt length]`, natural logarithm at temperature 1; NaN at position 0.
+            float32 `[prompt length]`, natural logarithm at temperature 1; NaN at position 0 and
+            where nothing was scored.
 
         Raises: as `sample`.
         """
@@ -291,6 +342,7 @@ class SamplingClient:
                 prompt,
                 SamplingParams(max_tokens=1),
                 include_prompt_logprobs=True,
+                prompt_logprobs_last_n=prompt_logprobs_last_n,
                 timeout=timeout,
                 retry=retry,
             )
@@ -362,19 +414,34 @@ class SamplingClient:
         include_prompt_logprobs: bool,
         topk_prompt_logprobs: int,
         topk_sample_logprobs: int,
-    ) -> tuple[int, partial[SampleRequest]]:
+        target_prompt_logprobs: TensorLike | None,
+        prompt_alt_tokens_k: int,
+        prompt_logprobs_last_n: int | None,
+    ) -> tuple[int, SampleRequest, PromptScores | None]:
         """Check the arguments of `sample`.
 
         Returns:
-            The prompt's length, and what makes the request from `seq_id`.
+            The request's size in bytes, roughly; the request, its `seq_id` open; and what the
+            response must have because of the last three arguments, if they ask for anything.
         """
         params = sampling_params or SamplingParams()
-        length = prompt.length
+        check_prompt(prompt, params)
+        if type(params.stop) is str:  # some servers take no bare one, or each letter of it
+            params = msgspec.structs.replace(params, stop=(params.stop,))
+        length = prompt.text_length
+        nbytes = _BYTES_PER_TOKEN * length
+        if length < 0:
+            length, nbytes = prompt.least_length, _size_of(prompt)
         if self.check_inputs:
             _check(length, num_samples, topk_prompt_logprobs, topk_sample_logprobs)
             check_sample_length(length, params.max_tokens, self.context_length)
-        return length, partial(
-            SampleRequest,
+        if topk_prompt_logprobs or topk_sample_logprobs or self.record_stability_info:
+            self._require(
+                topk_prompt_logprobs=topk_prompt_logprobs,
+                topk_sample_logprobs=topk_sample_logprobs,
+                stability_info=self.record_stability_info,
+            )
+        request = SampleRequest(
             sampling_session_id=self.sampling_session_id,
             prompt=prompt,
             sampling_params=params,
@@ -382,15 +449,73 @@ class SamplingClient:
             prompt_logprobs=True if include_prompt_logprobs else None,
             topk_prompt_logprobs=topk_prompt_logprobs,
             topk_sample_logprobs=topk_sample_logprobs,
+            record_stability_info=True if self.record_stability_info else None,
         )
+        if (
+            target_prompt_logprobs is None
+            and not prompt_alt_tokens_k
+            and prompt_logprobs_last_n is None
+        ):
+            return nbytes, request, None
+        self._require(
+            target_prompt_logprobs=target_prompt_logprobs is not None,
+            prompt_alt_tokens=prompt_alt_tokens_k,
+            prompt_logprobs_last_n=prompt_logprobs_last_n is not None,
+        )
+        scores = prompt_scores(
+            prompt,
+            target_prompt_logprobs,
+            prompt_alt_tokens_k,
+            prompt_logprobs_last_n,
+            include_prompt_logprobs=include_prompt_logprobs,
+            check=self.check_inputs,
+        )
+        request = msgspec.structs.replace(request, **scores.fields())
+        return nbytes + scores.nbytes, request, scores
 
-    def _response(self, draw: AnyDraw, drawn: Drawn, num_samples: int) -> SampleResponse:
-        result, promise, seq_id = drawn
-        ids = promise.sample_sequence_ids or [
+    def _require(self, **wanted: bool | int) -> None:
+        """Refuse what is wanted of a server that is known not to have it."""
+        self._caller.features.require_all(Feature(name) for name, wants in wanted.items() if wants)
+
+    async def _draw_unlimited(
+        self, draw: AnyDraw, request: SampleRequest, nbytes: int, policy: RetryPolicy
+    ) -> Drawn:
+        """Draw a sample whose length is the server's to choose, or ours where it cannot."""
+        features = self._caller.features
+        if Feature.MAX_TOKENS_DEFAULT not in features.missing:
+            try:
+                return await self._drawer.draw(draw, request, nbytes, policy)
+            except (BadRequestError, UnprocessableEntityError) as error:
+                if "max_tokens" not in error.detail:
+                    raise
+                features.learn(Feature.MAX_TOKENS_DEFAULT, False, detail=error.message)
+        room = (self.context_length or 0) - request.prompt.length
+        params = msgspec.structs.replace(
+            request.sampling_params, max_tokens=room if room > 0 else _MAX_TOKENS
+        )
+        request = msgspec.structs.replace(request, sampling_params=params)
+        return await self._drawer.draw(draw, request, nbytes, policy)
+
+    def _response(
+        self,
+        draw: AnyDraw,
+        drawn: Drawn,
+        prompt: ModelInput,
+        num_samples: int,
+        scores: PromptScores | None,
+    ) -> SampleResponse:
+        result, sequence_ids, seq_id = drawn
+        if not self._saw_ids:
+            self._saw_ids = True
+            self._caller.features.learn(Feature.SEQUENCE_IDS, bool(sequence_ids))
+        ids = sequence_ids or [
             f"{self.sampling_session_id}:{seq_id}:{index}" for index in range(num_samples)
         ]
         try:
-            return _decode(result, ids)
+            response = _decode(result, ids)
+            if response.prompt_logprobs is not None:
+                response = _from_first_token(response, prompt)
+            return response if scores is None else scores.check_response(response)
         except ResponseError as error:
             draw.describe(error)
             raise
@@ -399,7 +524,7 @@ class SamplingClient:
         return f"<SamplingClient {self.sampling_session_id}: {self._pool.places!r}>"
 
 
-def _decode(result: PromiseResult, sequence_ids: list[str]) -> SampleResponse:
+def _decode(result: PromiseResult, sequence_ids: Sequence[str]) -> SampleResponse:
     try:
         if result.is_protobuf:
             return wire_sampling.decode_sample_response(result.body, sequence_ids)
@@ -408,6 +533,25 @@ def _decode(result: PromiseResult, sequence_ids: list[str]) -> SampleResponse:
         raise ResponseError(
             f"the result of a sample was not understood: {error}", endpoint=RETRIEVE_PATH
         ) from error
+
+
+def _from_first_token(response: SampleResponse, prompt: ModelInput) -> SampleResponse:
+    """Let prompt log-probs begin at the first token, which some servers leave out."""
+    found = response.prompt_logprobs
+    if found is None or found.size != prompt.text_length - 1:
+        return response
+    whole = np.concatenate((np.full(1, np.nan, dtype=np.float32), found))
+    return msgspec.structs.replace(response, prompt_logprobs=whole)
+
+
+def _size_of(prompt: ModelInput) -> int:
+    """Return about how many bytes a prompt with files is in JSON, where they are base64."""
+    return sum(
+        _BYTES_PER_TOKEN * chunk.length
+        if isinstance(chunk, EncodedTextChunk)
+        else 4 * chunk.nbytes // 3
+        for chunk in prompt.chunks
+    )
 
 
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:
@@ -419,13 +563,13 @@ def _seeded(params: SamplingParams, index: int) -> SamplingParams:
 def _check(length: int, num_samples: int, topk_prompt: int, topk_sample: int) -> None:
     if length == 0:
         raise InvalidInputError("prompt has no tokens", field="prompt")
-    if num_samples < 1:
+    if not isinstance(num_samples, Integral) or num_samples < 1:
         raise InvalidInputError(
-            f"num_samples: must be at least 1, got {num_samples}", field="num_samples"
+            f"num_samples: must be at least 1, got {num_samples!r}", field="num_samples"
         )
     for field, value in (
         ("topk_prompt_logprobs", topk_prompt),
         ("topk_sample_logprobs", topk_sample),
     ):
-        if value < 0:
-            raise InvalidInputError(f"{field}: must not be negative", field=field)
+        if not isinstance(value, Integral) or value < 0:
+            raise InvalidInputError(f"{field}: must be at least 0, got {value!r}", field=field)

@@ -6,66 +6,56 @@ operation and return an `APIFuture` without waiting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tinker_async.api import endpoints
-from tinker_async.api.calls import Caller, Endpoint, decode_json
+from tinker_async.api.calls import Caller
+from tinker_async.api.features import Feature
 from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
-from tinker_async.api.promises import PATH as RETRIEVE_PATH
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.custom_loss import CustomLossOperation
-from tinker_async.background.saves import SaveOperation
 from tinker_async.background.training_queue import (
     Lane,
     Operation,
     RequestsOperation,
     TrainingRequest,
 )
+from tinker_async.background.training_requests import LossConfig, TrainingRequests
+from tinker_async.background.unloading import UnloadOperation
+from tinker_async.data.console_urls import training_run_page
+from tinker_async.data.custom_loss import LossHandle
 from tinker_async.data.datum import Datum
-from tinker_async.data.params import AdamParams, LossFnType
-from tinker_async.data.paths import CheckpointPath, parse_path
+from tinker_async.data.optimizers import OptimParams
+from tinker_async.data.params import AdamParams, LossFnType, SamplingClientKind
 from tinker_async.data.results import (
     ForwardBackwardOutput,
     GetInfoResponse,
     LoadWeightsResponse,
     OptimStepResponse,
+    SaveWeightsExternalResponse,
     SaveWeightsForSamplerResponse,
     SaveWeightsResponse,
+    UnloadModelResponse,
 )
 from tinker_async.errors import InvalidInputError, ResponseError
 from tinker_async.futures import APIFuture
-from tinker_async.losses import CustomLossFn, needs_torch
-from tinker_async.plan.checks import check_not_empty, check_training_call
-from tinker_async.plan.chunks import chunk_data
+from tinker_async.losses import CustomLossFn, custom_loss_inputs, handle_loss, needs_torch
+from tinker_async.plan.checks import check_custom_loss
 from tinker_async.plan.merging import merge_outputs
 from tinker_async.sampling import SamplingClient
 from tinker_async.tokenizer import load_tokenizer
-from tinker_async.transport import Buffer
-from tinker_async.wire import json as wire_json
-from tinker_async.wire import training as wire_training
 from tinker_async.wire.messages import (
     ClientConfigResponse,
-    LoadWeightsRequest,
     ModelRequest,
-    OptimStepRequest,
-    SaveWeightsForSamplerRequest,
     SaveWeightsForSamplerResult,
-    SaveWeightsRequest,
 )
-from tinker_async.wire.promises import PromiseResult
-from tinker_async.wire.protobuf import DecodeError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-LossConfig: TypeAlias = "Mapping[str, float | str] | None"
-
-_SHORTEST_TTL_S = 3600
 
 
 class TrainStepResponse(msgspec.Struct, frozen=True):
@@ -98,25 +88,38 @@ class TrainingClient:
         lane: Lane,
         *,
         caller: Caller,
+        session_id: str,
         limits: ClientConfigResponse,
         next_sampler: Callable[[], int],
         make_sampler: Callable[[str, str | None, str | None], SamplingClient],
+        create_sampler: Callable[..., Awaitable[SamplingClient]],
+        optimizer: str | None = None,
         check_inputs: bool = True,
     ) -> None:
         self._lane = lane
         self._caller = caller
-        self._limits = limits
+        self._session_id = session_id
         self._next_sampler = next_sampler
         self._make_sampler = make_sampler
-        self._check_inputs = check_inputs
-        self.context_length: int | None = None
-        """The most tokens that a datum may have; None where the server does not say."""
+        self._create_sampler = create_sampler
+        self._requests = TrainingRequests(
+            lane.model_id, limits, caller.features, optimizer=optimizer, check_inputs=check_inputs
+        )
         self._info: GetInfoResponse | None = None
 
     @property
     def model_id(self) -> str:
         """The server's id of the model; also the id of its training run."""
         return self._lane.model_id
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that a datum may have; None where the server does not say."""
+        return self._requests.context_length
+
+    @context_length.setter
+    def context_length(self, tokens: int | None) -> None:
+        self._requests.context_length = tokens
 
     # Gradients
 
@@ -133,7 +136,7 @@ class TrainingClient:
 
         Args and errors: as `forward_backward`.
         """
-        requests = self._forward_backward(data, loss_fn, loss_fn_config, forward_only=True)
+        requests = self._requests.forward_backward(data, loss_fn, loss_fn_config, forward_only=True)
         return self._queue("forward", requests, merge_outputs, timeout, retry)
 
     def forward_backward(
@@ -153,9 +156,9 @@ class TrainingClient:
 
         Args:
             data: At least one datum; kept by reference until it is sent.
-            loss_fn: `cross_entropy`, `importance_sampling`, `ppo`, `cispo`, `dro`, or
-                a name that the server knows.
-            loss_fn_config: Settings of the loss, such as `clip_low_threshold`.
+            loss_fn: `cross_entropy`, `importance_sampling`, `ppo`, `cispo`, `dro`, or any other
+                name: it is passed on, and a server that does not know it says so.
+            loss_fn_config: Settings of the loss, such as `clip_low_threshold`: numbers and texts.
             timeout: As for all operations of this client.
             retry: As for all operations of this client.
 
@@ -163,13 +166,15 @@ class TrainingClient:
             InvalidInputError: At once, when the data cannot be right.
             RequestFailedError: From the future, when the server refuses the data.
         """
-        requests = self._forward_backward(data, loss_fn, loss_fn_config, forward_only=False)
+        requests = self._requests.forward_backward(
+            data, loss_fn, loss_fn_config, forward_only=False
+        )
         return self._queue("forward_backward", requests, merge_outputs, timeout, retry)
 
     def forward_backward_custom(
         self,
         data: Sequence[Datum],
-        loss_fn: CustomLossFn,
+        loss_fn: CustomLossFn | LossHandle,
         *,
         timeout: Timeout = DEFAULT,
         retry: RetryPolicy | None = None,
@@ -180,11 +185,14 @@ class TrainingClient:
         gradient goes back as the weights of a cross-entropy, which has the same
         gradient. Later operations of this model wait for all of it.
 
+        A handle that a server has (`loss_id`) runs there, in one pass and without torch here.
+
         Args:
             data: As for `forward_backward`; `target_tokens` is required.
             loss_fn: Called with the data and a list of float32 tensors of log-probs
                 (one per datum, in the shape of its `target_tokens`, requiring grad);
-                returns the scalar loss and a dict of metrics.
+                returns the scalar loss and a dict of metrics. Or the handle of
+                `Session.create_custom_loss`.
             timeout: As for all operations of this client.
             retry: As for all operations of this client.
 
@@ -194,26 +202,51 @@ class TrainingClient:
             InvalidInputError: From the future, when the loss is no scalar or does not
                 depend on all log-probs. What `loss_fn` raises leaves unchanged.
         """
-        self._check(data, "cross_entropy", None)
+        if isinstance(loss_fn, LossHandle):
+            check_custom_loss(loss_fn, data, self._session_id)
+            if loss_fn.loss_id is not None:
+                config = {"loss_id": loss_fn.loss_id}
+                requests = self._requests.forward_backward(
+                    data, "custom", config, forward_only=False
+                )
+                name = "forward_backward_custom"
+                return self._queue(name, requests, merge_outputs, timeout, retry)
+            loss_fn = handle_loss(loss_fn)
+        self._requests.check(custom_loss_inputs(data), "cross_entropy", None)
         needs_torch()
-        operation = CustomLossOperation(data, loss_fn, self._plan_cross_entropy, retry)
+        operation = CustomLossOperation(data, loss_fn, self._requests.cross_entropy, retry)
         return self._submit(operation, timeout)
 
     def optim_step(
         self,
-        adam_params: AdamParams,
+        optim_params: OptimParams | None = None,
         *,
+        adam_params: AdamParams | None = None,
         timeout: Timeout = DEFAULT,
         retry: RetryPolicy | None = None,
     ) -> APIFuture[OptimStepResponse]:
-        """Apply the gathered gradients with AdamW and clear them."""
-        return self._queue("optim_step", [self._optim_step(adam_params)], _only, timeout, retry)
+        """Apply the gathered gradients with the model's optimizer and clear them.
+
+        Args:
+            optim_params: `AdamParams`, unless the model was made with another optimizer:
+                `DimuonParams`, or for a family that is not known here a mapping with a `type`.
+            adam_params: Another name for it.
+            timeout: As for all operations of this client.
+            retry: As for all operations of this client.
+
+        Raises:
+            InvalidInputError: At once, when they are not the parameters of the model's optimizer.
+        """
+        params = optim_params if adam_params is None else adam_params
+        if params is None or (optim_params is not None and adam_params is not None):
+            raise InvalidInputError("optim_params: give the parameters, once", field="optim_params")
+        return self._queue("optim_step", [self._requests.optim_step(params)], _only, timeout, retry)
 
     def train_step(
         self,
         data: Sequence[Datum],
         loss_fn: LossFnType | str,
-        adam_params: AdamParams,
+        optim_params: OptimParams,
         loss_fn_config: LossConfig = None,
         *,
         timeout: Timeout = DEFAULT,
@@ -221,62 +254,14 @@ class TrainingClient:
     ) -> APIFuture[TrainStepResponse]:
         """`forward_backward` and `optim_step` as one operation with one result.
 
-        Nothing can come between the two. Errors: as `forward_backward`.
+        Nothing can come between the two. Arguments and errors: as `forward_backward` and
+        `optim_step`.
         """
-        requests = self._forward_backward(data, loss_fn, loss_fn_config, forward_only=False)
-        requests.append(self._optim_step(adam_params))
-        return self._queue("train_step", requests, _train_step, timeout, retry)
-
-    def _optim_step(self, adam_params: AdamParams) -> TrainingRequest:
-        body = partial(OptimStepRequest, model_id=self.model_id, adam_params=adam_params)
-        return _json_request(endpoints.OPTIM_STEP, body, OptimStepResponse)
-
-    def _forward_backward(
-        self,
-        data: Sequence[Datum],
-        loss_fn: str,
-        loss_fn_config: LossConfig,
-        *,
-        forward_only: bool,
-    ) -> list[TrainingRequest]:
-        self._check(data, loss_fn, loss_fn_config)
-        chunks = chunk_data(
-            data,
-            max_len=self._limits.fwdbwd_max_chunk_len,
-            max_bytes=self._limits.fwdbwd_max_chunk_bytes_count,
+        requests = self._requests.forward_backward(
+            data, loss_fn, loss_fn_config, forward_only=False
         )
-
-        def build(chunk: Sequence[Datum], seq_id: int) -> Sequence[Buffer]:
-            return wire_training.encode_forward_backward(
-                model_id=self.model_id,
-                seq_id=seq_id,
-                data=chunk,
-                loss_fn=loss_fn,
-                loss_fn_config=loss_fn_config,
-                forward_only=forward_only,
-            )
-
-        return [
-            TrainingRequest(
-                endpoint=endpoints.FORWARD_BACKWARD,
-                compressed=endpoints.FORWARD_BACKWARD_ZSTD,
-                build=partial(build, chunk),
-                decode=decode_forward_backward_output,
-                protobuf_result=True,
-            )
-            for chunk in chunks
-        ]
-
-    def _check(self, data: Sequence[Datum], loss_fn: str, loss_fn_config: LossConfig) -> None:
-        if self._check_inputs:
-            check_training_call(data, loss_fn, loss_fn_config, longest=self.context_length)
-        else:
-            check_not_empty(data)
-
-    def _plan_cross_entropy(
-        self, data: Sequence[Datum], forward_only: bool
-    ) -> list[TrainingRequest]:
-        return self._forward_backward(data, "cross_entropy", None, forward_only=forward_only)
+        requests.append(self._requests.optim_step(optim_params))
+        return self._queue("train_step", requests, _train_step, timeout, retry)
 
     # Weights
 
@@ -306,30 +291,15 @@ class TrainingClient:
             ConflictError: From the future, when there is a checkpoint of this name. Some servers
                 tell it as RequestFailedError.
         """
-        if self._check_inputs:
-            _check_save(name, ttl_seconds)
-
-        body = partial(
-            SaveWeightsRequest,
-            model_id=self.model_id,
-            path=name,
-            ttl_seconds=ttl_seconds,
-            overwrite=overwrite,
-            user_metadata=dict(user_metadata) if user_metadata else None,
-        )
-        operation: SaveOperation[SaveWeightsResponse] = SaveOperation(
-            "save_state",
-            _json_request(endpoints.SAVE_WEIGHTS, body, SaveWeightsResponse),
-            CheckpointPath(self.model_id, "weights", name),
-            SaveWeightsResponse,
-            conflict_hint="pass overwrite=True, or choose another name",
-            policy=retry,
+        operation = self._requests.save_state(
+            name, ttl_seconds, user_metadata, overwrite=overwrite, policy=retry
         )
         return self._submit(operation, timeout)
 
     def load_state(
         self,
         path: str,
+        weights_access_token: str | None = None,
         *,
         timeout: Timeout = DEFAULT,
         retry: RetryPolicy | None = None,
@@ -338,26 +308,31 @@ class TrainingClient:
 
         Servers may permit this only as a model's first operation; prefer
         `Session.create_training_client_from_state`.
+
+        Args:
+            path: Of a checkpoint of `save_state`.
+            weights_access_token: Grants access to a checkpoint of another account.
+            timeout: As for all operations of this client.
+            retry: As for all operations of this client.
         """
-        request = self._load(path, optimizer=False)
+        request = self._requests.load(
+            path, optimizer=False, weights_access_token=weights_access_token
+        )
         return self._queue("load_state", [request], _only, timeout, retry)
 
     def load_state_with_optimizer(
         self,
         path: str,
+        weights_access_token: str | None = None,
         *,
         timeout: Timeout = DEFAULT,
         retry: RetryPolicy | None = None,
     ) -> APIFuture[LoadWeightsResponse]:
         """Load weights and optimizer state into this model; otherwise as `load_state`."""
-        request = self._load(path, optimizer=True)
+        request = self._requests.load(
+            path, optimizer=True, weights_access_token=weights_access_token
+        )
         return self._queue("load_state_with_optimizer", [request], _only, timeout, retry)
-
-    def _load(self, path: str, *, optimizer: bool) -> TrainingRequest:
-        if self._check_inputs:
-            parse_path(path, expect="training")
-        body = partial(LoadWeightsRequest, path=path, optimizer=optimizer, model_id=self.model_id)
-        return _json_request(endpoints.LOAD_WEIGHTS, body, LoadWeightsResponse)
 
     def save_weights_for_sampler(
         self,
@@ -372,29 +347,40 @@ class TrainingClient:
 
         Args and errors: as `save_state`.
         """
-        if self._check_inputs:
-            _check_save(name, ttl_seconds)
+        operation = self._requests.save_for_sampler(name, ttl_seconds, user_metadata, policy=retry)
+        return self._submit(operation, timeout)
 
-        body = partial(
-            SaveWeightsForSamplerRequest,
-            model_id=self.model_id,
-            path=name,
-            ttl_seconds=ttl_seconds,
-            user_metadata=dict(user_metadata) if user_metadata else None,
-        )
-        operation: SaveOperation[SaveWeightsForSamplerResponse] = SaveOperation(
-            "save_weights_for_sampler",
-            _json_request(endpoints.SAVE_WEIGHTS_FOR_SAMPLER, body, SaveWeightsForSamplerResponse),
-            CheckpointPath(self.model_id, "sampler_weights", name),
-            SaveWeightsForSamplerResponse,
-            conflict_hint="choose another name",
-            policy=retry,
+    def save_weights_external(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        age_encryption_recipients: Sequence[str] | None = None,
+        *,
+        timeout: Timeout = DEFAULT,
+        retry: RetryPolicy | None = None,
+    ) -> APIFuture[SaveWeightsExternalResponse]:
+        """Save the weights in a form for other programs (such as Hugging Face's).
+
+        Args:
+            name: As for `save_state`.
+            ttl_seconds: As for `save_state`.
+            age_encryption_recipients: Encrypt every file to these public keys (`age1...` or SSH,
+                at most 10); None leaves them readable.
+            timeout: As for all operations of this client.
+            retry: As for all operations of this client.
+
+        Errors: as `save_state`.
+        """
+        operation = self._requests.save_external(
+            name, ttl_seconds, age_encryption_recipients, policy=retry
         )
         return self._submit(operation, timeout)
 
     def save_weights_and_get_sampling_client(
         self,
         *,
+        kind: SamplingClientKind = "snapshot",
+        record_stability_info: bool = False,
         timeout: Timeout = DEFAULT,
         retry: RetryPolicy | None = None,
     ) -> APIFuture[SamplingClient]:
@@ -402,12 +388,19 @@ class TrainingClient:
 
         The snapshot has no name and lives with the session; later training does not
         change it.
-        """
 
-        def body(seq_id: int) -> SaveWeightsForSamplerRequest:
-            return SaveWeightsForSamplerRequest(
-                model_id=self.model_id, sampling_session_seq_id=self._next_sampler(), seq_id=seq_id
-            )
+        Args:
+            kind: `inflight` instead publishes the weights to all inflight samplers of this
+                model, those of before and the new one: each uses them, or newer ones, as soon as
+                they have spread.
+            record_stability_info: Let the server keep of each sample what training with
+                `stable_reinforce` needs; data refer to it by `Datum.with_provenance`.
+            timeout: As for all operations of this client.
+            retry: As for all operations of this client.
+
+        Raises:
+            InvalidInputError: At once, when there is no such kind.
+        """
 
         def make(results: list[SaveWeightsForSamplerResult]) -> SamplingClient:
             sampling_session_id = results[0].sampling_session_id
@@ -416,15 +409,43 @@ class TrainingClient:
                     "the server saved the weights but named no sampling session",
                     endpoint=endpoints.SAVE_WEIGHTS_FOR_SAMPLER.path,
                 )
-            return self._make_sampler(sampling_session_id, None, None)
+            client = self._make_sampler(sampling_session_id, None, None)
+            client.record_stability_info = record_stability_info
+            return client
 
-        request = _json_request(
-            endpoints.SAVE_WEIGHTS_FOR_SAMPLER, body, SaveWeightsForSamplerResult
-        )
+        request = self._requests.snapshot(kind, self._next_sampler)
         name = "save_weights_and_get_sampling_client"
         return self._queue(name, [request], make, timeout, retry)
 
+    async def create_sampling_client(
+        self,
+        model_path: str,
+        *,
+        record_stability_info: bool = False,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
+    ) -> SamplingClient:
+        """Make a client that samples from saved weights; as `Session.create_sampling_client`."""
+        client = await self._create_sampler(model_path, None, timeout=timeout, retry=retry)
+        client.record_stability_info = record_stability_info
+        return client
+
+    def unload_model(
+        self, *, timeout: Timeout = DEFAULT, retry: RetryPolicy | None = None
+    ) -> APIFuture[UnloadModelResponse]:
+        """Free the model on the server, after all that was queued before.
+
+        Its checkpoints and samplers stay. What is queued later fails with the server's answer
+        that there is no such model.
+        """
+        self._caller.features.require(Feature.UNLOADING)
+        return self._submit(UnloadOperation(retry), timeout)
+
     # What it is
+
+    def get_console_url(self) -> str:
+        """Return the run's page in the Tinker service's web console."""
+        return training_run_page(self.model_id)
 
     async def get_info(
         self,
@@ -497,49 +518,9 @@ class TrainingClient:
         return f"<TrainingClient {self._lane!r}>"
 
 
-def decode_forward_backward_output(result: PromiseResult) -> ForwardBackwardOutput:
-    """Decode a result in either form."""
-    try:
-        if result.is_protobuf:
-            return wire_training.decode_forward_backward_output(result.body)
-        return wire_json.forward_backward_output_from_json(result.body)
-    except DecodeError as error:
-        raise ResponseError(
-            f"the result of forward_backward was not understood: {error}", endpoint=RETRIEVE_PATH
-        ) from error
-
-
-def _json_request(
-    endpoint: Endpoint, body: Callable[..., msgspec.Struct], answer: type[Any]
-) -> TrainingRequest:
-    """Make the request of `body(seq_id=...)`, whose result is an `answer`."""
-
-    def build(seq_id: int) -> Sequence[Buffer]:
-        return (wire_json.encode(body(seq_id=seq_id)),)
-
-    def decode(result: PromiseResult) -> Any:
-        return decode_json(result.body, answer, endpoint.path)
-
-    return TrainingRequest(endpoint=endpoint, build=build, decode=decode)
-
-
 def _only(results: list[Any]) -> Any:
     return results[0]
 
 
 def _train_step(results: list[Any]) -> TrainStepResponse:
     return TrainStepResponse(forward_backward=merge_outputs(results[:-1]), optim_step=results[-1])
-
-
-def _check_save(name: str, ttl_seconds: int | None) -> None:
-    if not name or "/" in name:
-        raise InvalidInputError(
-            f"name: {name!r} cannot name a checkpoint",
-            field="name",
-            hint="use letters, digits, '.', '_' and '-'",
-        )
-    if ttl_seconds is not None and ttl_seconds < _SHORTEST_TTL_S:
-        raise InvalidInputError(
-            f"ttl_seconds: must be at least {_SHORTEST_TTL_S}, got {ttl_seconds}",
-            field="ttl_seconds",
-        )

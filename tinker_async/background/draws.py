@@ -8,34 +8,37 @@ the place at once and leaves what the server is to be told to the pool.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import anyio
 import anyio.abc
+from msgspec.structs import replace
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, decode_json
 from tinker_async.api.progress import Progress
-from tinker_async.api.promises import RETRIEVE_ANY, retrieve
+from tinker_async.api.promises import RETRIEVE_ANY, poll, result_of, retrieve
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.sampling_pool import SamplingPool
+from tinker_async.background.session_poller import SessionPoller
 from tinker_async.data.results import SampleResponse
 from tinker_async.errors import (
     APIStatusError,
     OperationWithdrawnError,
     PromiseLostError,
     RateLimitError,
+    RequestFailedError,
     SessionClosedError,
     TinkerError,
     TransportError,
 )
 from tinker_async.futures import APIFuture
 from tinker_async.logs import log
+from tinker_async.transport import Response
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import SampleRequest, UntypedAPIFuture
 from tinker_async.wire.promises import PromiseResult
-
-_MOST_RESUBMISSIONS = 5
 
 
 class Draw(Progress):
@@ -85,96 +88,125 @@ class SampleFuture(APIFuture[SampleResponse]):
 
 AnyDraw: TypeAlias = Draw | SampleFuture
 
-Drawn: TypeAlias = tuple[PromiseResult, UntypedAPIFuture, int]
-"""The result, the promise that it is of, and the number of the sample."""
+Drawn: TypeAlias = tuple[PromiseResult, tuple[str, ...], int]
+"""The result, what its sequences are called if the server has said it, the sample's number."""
 
 
 class Drawer:
     """Draws the samples of one sampler, which takes its turns with the others of the session."""
 
-    def __init__(self, caller: Caller, pool: SamplingPool, first_seq_id: int) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        pool: SamplingPool,
+        first_seq_id: int,
+        poller: SessionPoller | None = None,
+    ) -> None:
         self._caller = caller
         self._pool = pool
+        self._poller = poller
         self._next_seq_id = first_seq_id
 
-    async def draw(
-        self,
-        draw: AnyDraw,
-        make_request: Callable[..., SampleRequest],
-        nbytes: int,
-        policy: RetryPolicy,
+    async def draw(  # noqa: C901, PLR0912, PLR0915  # thousands wait here: each part of it would be one more coroutine
+        self, draw: AnyDraw, request: SampleRequest, nbytes: int, policy: RetryPolicy
     ) -> Drawn:
-        """Draw one sample; return its result, its promise and its number.
+        """Draw one sample; return its result, its sequences' ids and its number.
 
         Args:
             draw: Where its progress goes.
-            make_request: Makes the request from `seq_id`.
+            request: What to ask for; its `seq_id` is given here.
             nbytes: What the request counts as while it is sent.
             policy: When to repeat what failed.
         """
-        places = self._pool.places
+        places, room, poller = self._pool.places, self._pool.room, self._poller
         if not places.take():
             await places.acquire(1, self)
         draw.holds_place = True
         resubmissions = 0
         try:
             while True:
+                seq_id, self._next_seq_id = self._next_seq_id, self._next_seq_id + 1
+                if not self._pool.try_dispatch(nbytes):
+                    await self._pool.start_dispatch(nbytes, self)
+                sequence_ids = await self._submit(draw, request, seq_id, nbytes, policy)
+                completed, failed, reserved = False, False, 0
                 try:
-                    return await self._draw_once(draw, make_request, nbytes, policy)
+                    request_id = draw.request_id or ""
+                    if poller is not None:
+                        waiter = poller.join(request_id)
+                        if waiter is not None:
+                            await waiter
+                        size_bytes = poller.size_of(request_id)
+                        if size_bytes:
+                            if not room.take(size_bytes):
+                                await room.acquire(size_bytes, self)
+                            reserved = size_bytes
+                    silence_s = self._caller.silence_limit_s
+                    polled: Response | TransportError
+                    try:
+                        polled = await poll(
+                            self._caller, request_id, RETRIEVE_ANY, silence_s, sized=not reserved
+                        )
+                    except TransportError as error:
+                        polled = error
+                    result = result_of(self._caller, polled, RETRIEVE_ANY, draw) or await retrieve(
+                        self._caller,
+                        request_id,
+                        endpoint=RETRIEVE_ANY,
+                        policy=policy,
+                        progress=draw,
+                        polled=polled,
+                        room=None if reserved else room,
+                        turn=None if poller is None else partial(poller.wait_again, request_id),
+                    )
+                    completed = True
                 except PromiseLostError as error:
                     # A sample has no effect on the server: it can simply be drawn again.
-                    if resubmissions == _MOST_RESUBMISSIONS or draw.attempts >= policy.max_attempts:
+                    if (
+                        resubmissions == self._pool.most_redraws
+                        or draw.attempts >= policy.max_attempts
+                    ):
                         raise
                     log.info("sample_resubmitted", request_id=error.request_id)
                     resubmissions += 1
+                except BaseException as error:
+                    self._given_up(draw, error)
+                    failed = isinstance(error, RequestFailedError)
+                    raise
+                else:
+                    return result, sequence_ids, seq_id
+                finally:
+                    if reserved:
+                        room.release(reserved)  # it is decoded before anybody else runs
+                    if poller is not None:
+                        poller.leave(request_id, fetched=completed or failed)
+                    if draw.queue_state is not None or self._pool.queue_paused:
+                        self._pool.ended(draw, completed=completed)
         finally:
             if draw.holds_place:
                 draw.holds_place = False
                 places.release()
 
-    async def _draw_once(
-        self,
-        draw: AnyDraw,
-        make_request: Callable[..., SampleRequest],
-        nbytes: int,
-        policy: RetryPolicy,
-    ) -> Drawn:
-        seq_id, self._next_seq_id = self._next_seq_id, self._next_seq_id + 1
-        promise = await self._submit(draw, make_request(seq_id=seq_id), nbytes, policy)
-        draw.request_id = promise.request_id
-        completed = False
-        try:
-            result = await retrieve(
-                self._caller,
-                promise.request_id,
-                endpoint=RETRIEVE_ANY,
-                policy=policy,
-                progress=draw,
-            )
-            completed = True
-        except anyio.get_cancelled_exc_class():
-            self._pool.abandon(promise.request_id)
-            raise
-        except (TransportError, APIStatusError):
-            self._pool.abandon(promise.request_id)  # given up: the server need not go on
-            raise
-        finally:
-            if draw.queue_state is not None or self._pool.queue_paused:
-                self._pool.ended(draw, completed=completed)
-        return result, promise, seq_id
+    def _given_up(self, draw: AnyDraw, error: BaseException) -> None:
+        """Let the server know of a sample that it need not go on with."""
+        ends = (TransportError, APIStatusError, anyio.get_cancelled_exc_class())
+        if draw.request_id is not None and isinstance(error, ends):
+            self._pool.abandon(draw.request_id)
 
     async def _submit(
-        self, draw: AnyDraw, request: SampleRequest, nbytes: int, policy: RetryPolicy
-    ) -> UntypedAPIFuture:
+        self, draw: AnyDraw, request: SampleRequest, seq_id: int, nbytes: int, policy: RetryPolicy
+    ) -> tuple[str, ...]:
+        """Have the server take the sample; return the ids of its sequences if it says them.
+
+        The request's bytes have been taken from the dispatch budget, and are given back.
+        """
         pool, body = self._pool, b""
         draw.on_wire = False
         try:
             while True:
-                if not pool.try_dispatch(nbytes):
-                    await pool.start_dispatch(nbytes, self)
                 window = pool.pressure.window
                 try:
-                    body = body or wire_json.encode(request)
+                    body = body or wire_json.encode(replace(request, seq_id=seq_id))
                     response = await self._caller.call(
                         endpoints.SAMPLE,
                         (body,),
@@ -188,10 +220,16 @@ class Drawer:
                 else:
                     if not pool.pressure.calm:
                         pool.accepted(window)
-                    return decode_json(response.body, UntypedAPIFuture, endpoints.SAMPLE.path, draw)
+                    promise = decode_json(
+                        response.body, UntypedAPIFuture, endpoints.SAMPLE.path, draw
+                    )
+                    draw.request_id = promise.request_id
+                    return tuple(promise.sample_sequence_ids or ())
                 finally:
                     pool.end_dispatch(nbytes)
                 await self._take_a_place_again(draw)
+                if not pool.try_dispatch(nbytes):
+                    await pool.start_dispatch(nbytes, self)
         except anyio.get_cancelled_exc_class():
             if draw.on_wire:
                 pool.abandon_unknown(body, nbytes)
@@ -233,6 +271,7 @@ class Submissions:
 
     def __init__(self) -> None:
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._ended = SessionClosedError("the session ended before the sample had its result")
         self._on_settled: Callable[[APIFuture[Any]], None] = _nothing
         self._under_way = 0
         self._idle = anyio.Event()
@@ -243,6 +282,10 @@ class Submissions:
         """Let samples be submitted: into `tasks`, until it ends."""
         self._tasks = tasks
         self._on_settled = on_settled
+
+    def retire(self, reason: SessionClosedError) -> None:
+        """Let what is cut short from now on fail with this reason."""
+        self._ended = reason
 
     def start(
         self, future: SampleFuture, work: Callable[[], Awaitable[SampleResponse]]
@@ -268,7 +311,7 @@ class Submissions:
         except TinkerError as error:
             future.fail(error)
         finally:
-            future.fail(SessionClosedError("the session ended before the sample had its result"))
+            future.fail(self._ended)
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()

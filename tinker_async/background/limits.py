@@ -8,10 +8,11 @@ starve, and neither can it be overtaken once it is at the head.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
-import anyio
 import msgspec
+
+from tinker_async.transport.waiting import Waiter, waiters, wake
 
 
 class BudgetStatistics(msgspec.Struct, frozen=True):
@@ -22,14 +23,18 @@ class BudgetStatistics(msgspec.Struct, frozen=True):
     waiting: int
 
 
-class _Waiter:
-    __slots__ = ("amount", "event", "granted", "owner", "queue")
+class Claim:
+    """Somebody in line, to be awaited by `granting`."""
 
-    def __init__(self, amount: int, owner: Hashable, queue: OrderedDict[_Waiter, None]) -> None:
+    __slots__ = ("amount", "granted", "granting", "owner", "queue")
+
+    def __init__(
+        self, amount: int, owner: Hashable, queue: OrderedDict[Claim, None], granting: Waiter
+    ) -> None:
         self.amount = amount
         self.owner = owner
         self.queue = queue
-        self.event = anyio.Event()
+        self.granting = granting
         self.granted = False
 
 
@@ -39,13 +44,13 @@ class _Line:
     __slots__ = ("again", "fresh")
 
     def __init__(self) -> None:
-        self.again: OrderedDict[_Waiter, None] = OrderedDict()
-        self.fresh: OrderedDict[_Waiter, None] = OrderedDict()
+        self.again: OrderedDict[Claim, None] = OrderedDict()
+        self.fresh: OrderedDict[Claim, None] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self.again or self.fresh)
 
-    def first(self) -> _Waiter:
+    def first(self) -> Claim:
         return next(iter(self.again or self.fresh))
 
 
@@ -58,6 +63,7 @@ class Budget:
         self._waiting = 0
         self._turns: OrderedDict[Hashable, _Line] = OrderedDict()
         """Owners with somebody in line; the next one to be served is the first."""
+        self._new_waiter: Callable[[], Waiter] | None = None
 
     @property
     def limit(self) -> int:
@@ -98,32 +104,39 @@ class Budget:
         """
         if self.take(amount):
             return
-        waiter = self._join(amount, owner, again=again)
+        claim = self.join(amount, owner, again=again)
         try:
-            await waiter.event.wait()
+            await claim.granting
         except BaseException:
-            if waiter.granted:
-                self.release(amount)
-            else:
-                self._leave(waiter)
-                self._grant()
+            self.withdraw(claim)
             raise
 
-    def _join(self, amount: int, owner: Hashable, *, again: bool) -> _Waiter:
+    def join(self, amount: int, owner: Hashable, *, again: bool = False) -> Claim:
+        """Do as `acquire` up to the wait for `granting`; if that fails, `withdraw`."""
+        if self._new_waiter is None:
+            self._new_waiter = waiters()
         line = self._turns.get(owner)
         if line is None:
             line = self._turns[owner] = _Line()
         queue = line.again if again else line.fresh
-        waiter = _Waiter(amount, owner, queue)
-        queue[waiter] = None
+        claim = Claim(amount, owner, queue, self._new_waiter())
+        queue[claim] = None
         self._waiting += 1
-        return waiter
+        return claim
 
-    def _leave(self, waiter: _Waiter) -> None:
-        del waiter.queue[waiter]
+    def withdraw(self, claim: Claim) -> None:
+        """Leave the line, or give back what was granted meanwhile."""
+        if claim.granted:
+            self.release(claim.amount)
+        else:
+            self._leave(claim)
+            self._grant()
+
+    def _leave(self, claim: Claim) -> None:
+        del claim.queue[claim]
         self._waiting -= 1
-        if not self._turns[waiter.owner]:
-            del self._turns[waiter.owner]
+        if not self._turns[claim.owner]:
+            del self._turns[claim.owner]
 
     def release(self, amount: int = 1) -> None:
         """Give units back and serve the line."""
@@ -134,15 +147,15 @@ class Budget:
     def _grant(self) -> None:
         while self._turns:
             owner, line = next(iter(self._turns.items()))
-            waiter = line.first()
-            if not self._fits(waiter.amount):
+            claim = line.first()
+            if not self._fits(claim.amount):
                 return
-            self._leave(waiter)
+            self._leave(claim)
             if line:
                 self._turns.move_to_end(owner)
-            waiter.granted = True
-            self._in_use += waiter.amount
-            waiter.event.set()
+            claim.granted = True
+            self._in_use += claim.amount
+            wake(claim.granting)
 
     def statistics(self) -> BudgetStatistics:
         """Return the current figures."""

@@ -54,6 +54,12 @@ class Pressure:
         self._accepted = 0
         self._largest_step = max(1, ceiling // _STEPS)
 
+    def lower_ceiling(self, ceiling: int) -> None:
+        """Let less be allowed from now on."""
+        self.ceiling = min(self.ceiling, ceiling)
+        self.limit = min(self.limit, self.ceiling)
+        self._largest_step = max(1, self.ceiling // _STEPS)
+
     def accepted(self, window: int) -> bool:
         """Count a request that the server took, sent in `window`; return whether the limit grew."""
         self.refused_since = None

@@ -15,6 +15,7 @@ import anyio.lowlevel
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller, decode_json
+from tinker_async.api.features import Feature, says_no_endpoint
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.errors import (
     APIStatusError,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 _MOST_KNOWN = 10_000
 _MOST_UNKNOWN = 1_000
-_AT_ONCE = 64
-"""Cancels under way; what servers suggest."""
 _PATIENCE_S = 10.0
 """For all that is told at once."""
 _ASK_AGAIN = RetryPolicy(max_attempts=3, window_s=_PATIENCE_S, base_s=0.2)
@@ -46,8 +45,10 @@ class Recalls:
     def __init__(self, caller: Caller, pool: SamplingPool) -> None:
         self._caller = caller
         self._pool = pool
-        self.enabled = False
-        """Whether the server wants to hear of them; if not, all are forgotten at once."""
+        self._enabled = False
+        self._at_once = 1
+        self._absent = False
+        """Whether it has turned out to have no endpoint for that."""
         self._known: deque[str] = deque(maxlen=_MOST_KNOWN)
         self._unknown: deque[tuple[bytes, int]] = deque(maxlen=_MOST_UNKNOWN)
         self._wake = anyio.Event()
@@ -55,15 +56,26 @@ class Recalls:
     def __len__(self) -> int:
         return len(self._known) + len(self._unknown)
 
+    def switch(self, *, enabled: bool, at_once: int) -> None:
+        """Take in what the server says: whether it wants to hear of them, and of how many at once.
+
+        What it does not want to hear of is forgotten.
+        """
+        self._enabled = enabled
+        self._at_once = max(1, at_once)
+        if not enabled:
+            self._known.clear()
+            self._unknown.clear()
+
     def add(self, request_id: str) -> None:
         """Add a sample by its id."""
-        if self.enabled:
+        if self._enabled and not self._absent:
             self._known.append(request_id)
             self._wake.set()
 
     def add_unknown(self, body: bytes, nbytes: int) -> None:
         """Add a sample by its request, which was perhaps sent; `nbytes` is its dispatch size."""
-        if self.enabled:
+        if self._enabled and not self._absent:
             self._unknown.append((body, nbytes))
             self._wake.set()
 
@@ -85,7 +97,7 @@ class Recalls:
     async def _tell_some(self) -> None:
         with anyio.move_on_after(_PATIENCE_S):
             async with anyio.create_task_group() as tasks:
-                for _ in range(min(_AT_ONCE, len(self))):
+                for _ in range(min(self._at_once, len(self))):
                     if self._known:
                         tasks.start_soon(self._tell, self._known.popleft())
                     else:
@@ -99,7 +111,16 @@ class Recalls:
                 endpoints.CANCEL_FUTURE, (body,), policy=_ASK_AGAIN, never_repeat=_PERHAPS_HEARD
             )
         except TinkerError as error:
+            if isinstance(error, APIStatusError) and says_no_endpoint(error):
+                self._give_up(error)
             log.debug("cancel_not_told", request_id=request_id, error=type(error).__name__)
+
+    def _give_up(self, error: APIStatusError) -> None:
+        """Never tell of anything again: the server has no endpoint for it."""
+        self._caller.features.learn(Feature.CANCEL, False, detail=error.message)
+        self._absent = True
+        self._known.clear()
+        self._unknown.clear()
 
     async def _find_and_tell(self, body: bytes, nbytes: int) -> None:
         await self._pool.start_dispatch(nbytes, self)

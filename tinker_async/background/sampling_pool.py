@@ -21,7 +21,11 @@ from tinker_async.background.recalls import Recalls
 from tinker_async.errors import RateLimitError
 from tinker_async.events import SubmissionsPaused
 from tinker_async.logs import log
-from tinker_async.wire.messages import ClientConfigResponse
+from tinker_async.wire.messages import ClientConfigResponse, DynamicConfigResponse
+
+_MOST_REDRAWS = 5
+_MOST_POLLED_TOGETHER = 100_000
+"""Places where one request polls for all samples: such servers have no limit of their own."""
 
 
 class SamplingStatistics(msgspec.Struct, frozen=True):
@@ -55,10 +59,17 @@ class SamplingPool:
     def __init__(
         self, caller: Caller, limits: ClientConfigResponse, *, most: int | None = None
     ) -> None:
-        ceiling = max(1, limits.sample_max_concurrent_requests)
+        limit = max(1, limits.sample_max_concurrent_requests)
+        self._limit = limit if most is None else min(limit, most)
+        """With polls of their own for all samples."""
+        ceiling = _MOST_POLLED_TOGETHER if limits.sample_use_retrieve_futures else limit
         self.pressure = Pressure(ceiling if most is None else min(ceiling, most))
         self.places = Budget(self.pressure.limit)
         self._dispatch = Budget(max(1, limits.sample_dispatch_bytes_semaphore_size))
+        self.room = Budget(max(1, limits.inflight_response_bytes_semaphore_size))
+        """Bytes of large results that are on their way here."""
+        self.most_redraws = 0 if limits.sample_no_retries else _MOST_REDRAWS
+        """How often a sample is drawn again whose promise the server has lost."""
         self._gate = QueueGate()
         self._held = False
         """Whether a pause may be on: looked at before each submission."""
@@ -77,7 +88,13 @@ class SamplingPool:
 
         Whoever got them gives them back with `end_dispatch`; cancelled here, nothing is held.
         """
-        await self._dispatch.acquire(nbytes, owner)
+        if not self._dispatch.take(nbytes):
+            claim = self._dispatch.join(nbytes, owner)
+            try:
+                await claim.granting
+            except BaseException:
+                self._dispatch.withdraw(claim)
+                raise
         if not self._held:
             return
         try:
@@ -106,6 +123,11 @@ class SamplingPool:
         self._dispatch.release(nbytes)
 
     # What the server says
+
+    def mind_the_limit(self) -> None:
+        """Let no more samples be under way than the server takes polls of single ones."""
+        self.pressure.lower_ceiling(self._limit)
+        self.places.limit = self.pressure.limit
 
     def accepted(self, window: int) -> None:
         """Note that the server took a sample that was sent in this window of `pressure`."""
@@ -173,14 +195,11 @@ class SamplingPool:
 
     # Abandoned samples
 
-    @property
-    def cancel_enabled(self) -> bool:
-        """Whether the server wants to hear of abandoned samples."""
-        return self._recalls.enabled
-
-    @cancel_enabled.setter
-    def cancel_enabled(self, enabled: bool) -> None:
-        self._recalls.enabled = enabled
+    def switch_cancels(self, switches: DynamicConfigResponse) -> None:
+        """Take in what the server says of abandoned samples; it may change."""
+        self._recalls.switch(
+            enabled=switches.sample_cancel_enabled, at_once=switches.sample_cancel_max_batch_size
+        )
 
     def abandon(self, request_id: str) -> None:
         """Note that nobody waits for a sample any more, so that the server is told."""

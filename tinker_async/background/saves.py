@@ -15,10 +15,11 @@ from tinker_async.api import endpoints
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.training_queue import Collect, Lane, TrainingRequest
 from tinker_async.data.paths import CheckpointPath
+from tinker_async.data.records import CheckpointsListResponse
 from tinker_async.errors import ConflictError, RequestFailedError, ResponseError, TinkerError
 from tinker_async.futures import APIFuture
 from tinker_async.logs import log
-from tinker_async.wire.messages import CheckpointsResponse, UntypedAPIFuture
+from tinker_async.wire.messages import UntypedAPIFuture
 
 T = TypeVar("T")
 
@@ -117,12 +118,12 @@ class SaveOperation(Generic[T]):
     async def _listed(self, lane: Lane) -> str | None:
         listed = await lane.caller.call_json(
             endpoints.checkpoints(self._path.training_run_id, limit=0, offset=0),
-            answer=CheckpointsResponse,
+            answer=CheckpointsListResponse,
             policy=_ONCE,
         )
         for checkpoint in listed.checkpoints:
-            if self._path.checkpoint_id == checkpoint.checkpoint_id or (
-                str(self._path) == checkpoint.tinker_path
+            if str(self._path) == checkpoint.tinker_path or (
+                self._path.checkpoint_id == checkpoint.checkpoint_id
             ):
                 log.info("save_found", path=checkpoint.tinker_path)
                 return checkpoint.tinker_path

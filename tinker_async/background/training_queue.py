@@ -25,24 +25,26 @@ import anyio.lowlevel
 import msgspec
 
 from tinker_async.api.calls import Caller, Endpoint, decode_json
+from tinker_async.api.features import Feature
 from tinker_async.api.progress import DEFAULT, Timeout
 from tinker_async.api.promises import PATH as RETRIEVE_PATH
-from tinker_async.api.promises import RETRIEVE_ANY, RETRIEVE_JSON, retrieve
+from tinker_async.api.promises import RETRIEVE_ANY, RETRIEVE_JSON, Room, retrieve
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.compression import Compression
 from tinker_async.background.deadlines import Deadlines
+from tinker_async.background.training_forms import Batch, sent_in_some_form
 from tinker_async.errors import (
     InvalidInputError,
     ModelPoisonedError,
     OperationWithdrawnError,
     ResponseError,
-    SessionClosedError,
     TinkerError,
+    UnsupportedByServerError,
 )
 from tinker_async.events import ModelPoisoned
 from tinker_async.futures import APIFuture
 from tinker_async.logs import log
-from tinker_async.transport import Buffer
+from tinker_async.transport import Buffer, Response
 from tinker_async.wire.messages import UntypedAPIFuture
 from tinker_async.wire.promises import PromiseResult
 
@@ -64,6 +66,20 @@ class TrainingRequest(msgspec.Struct, frozen=True, eq=False):
     protobuf_result: bool = False
     compressed: Endpoint | None = None
     """Where a compressed body goes instead; None for requests that are never compressed."""
+    batch: Batch | None = None
+    """What it says, where it has other forms as well; `build` makes the newest one."""
+    older: TrainingRequest | None = None
+    """What does the same on a server without `Feature.WEIGHTS_ONLY_LOADING`."""
+
+
+def in_form(request: TrainingRequest, batch: Batch, *, json: bool) -> TrainingRequest:
+    """Return a request with dense tensors, in JSON or as it was."""
+    batch = batch.dense()
+    if json:
+        return msgspec.structs.replace(
+            request, endpoint=batch.json_endpoint(), build=batch.json_body, compressed=None
+        )
+    return msgspec.structs.replace(request, build=batch.protobuf_body)
 
 
 class Operation(Protocol):
@@ -140,6 +156,7 @@ class Lane:
         on_settled: Callable[[APIFuture[Any]], None],
         deadlines: Deadlines,
         compression: Compression | None = None,
+        room: Room | None = None,
     ) -> None:
         self.model_id = model_id
         self.caller = caller
@@ -147,6 +164,7 @@ class Lane:
         """How large bodies are compressed; None leaves all as they are."""
         self.compute = anyio.CapacityLimiter(1)
         """For the user's own loss functions: one worker thread a model."""
+        self._room = room
         self._on_settled = on_settled
         self._deadlines = deadlines
         self._queue: deque[Operation] = deque()
@@ -226,7 +244,7 @@ class Lane:
             self._sending = False
             self._note_rest()
 
-    def close(self, reason: SessionClosedError) -> None:
+    def close(self, reason: TinkerError) -> None:
         """Refuse new operations and fail all that are not settled."""
         self._closed = reason
         self._queue.clear()
@@ -256,13 +274,11 @@ class Lane:
         Raises:
             TinkerError: `delivery_in_doubt` says whether the number may be used up.
         """
-        seq_id = self._next_seq_id
-        endpoint, body = request.endpoint, _encoded(request, seq_id, future.operation)
-        if self.compression is not None and request.compressed is not None:
-            smaller = await self.compression.compressed(body)
-            if smaller is not None:
-                endpoint, body = request.compressed, smaller
-        response = await self.caller.call(endpoint, body, policy=policy, progress=future)
+        if request.batch is None:
+            response = await self._sent(request, future, policy)
+        else:
+            attempt = functools.partial(self._send, request, future, policy)
+            response = await sent_in_some_form(self.caller.features, request.batch, attempt)
         try:
             promise = decode_json(response.body, UntypedAPIFuture, request.endpoint.path)
         except ResponseError as error:
@@ -274,6 +290,48 @@ class Lane:
         if future.request_id is None:
             future.request_id = promise.request_id
         return promise
+
+    async def _sent(
+        self, request: TrainingRequest, future: APIFuture[Any], policy: RetryPolicy | None
+    ) -> Response:
+        if request.older is None:
+            return await self._send(request, future, policy)
+        if Feature.WEIGHTS_ONLY_LOADING not in self.caller.features.missing:
+            try:
+                return await self._send(request, future, policy)
+            except UnsupportedByServerError as error:
+                if error.feature != Feature.WEIGHTS_ONLY_LOADING:
+                    raise
+        return await self._send(request.older, future, policy)
+
+    async def _send(
+        self,
+        request: TrainingRequest,
+        future: APIFuture[Any],
+        policy: RetryPolicy | None,
+        *,
+        json: bool = False,
+        dense: bool = False,
+        unless: Callable[[TinkerError], bool] | None = None,
+        attempts_before: int = 0,
+    ) -> Response:
+        """Send a request under the next number, in one of its forms."""
+        if request.batch is not None and (json or (dense and request.batch.is_sparse)):
+            request = in_form(request, request.batch, json=json)
+        endpoint = request.endpoint
+        body = _encoded(request, self._next_seq_id, future.operation)
+        if self.compression is not None and request.compressed is not None:
+            smaller = await self.compression.compressed(body)
+            if smaller is not None:
+                endpoint, body = request.compressed, smaller
+        return await self.caller.call(
+            endpoint,
+            body,
+            policy=policy,
+            progress=future,
+            unless=unless,
+            attempts_before=attempts_before,
+        )
 
     def use_number(self) -> None:
         """Note that the server has the request of the next number."""
@@ -349,9 +407,14 @@ class Lane:
         future: APIFuture[Any],
         policy: RetryPolicy | None,
     ) -> Any:
-        endpoint = RETRIEVE_ANY if request.protobuf_result else RETRIEVE_JSON
+        large = request.protobuf_result
         result = await retrieve(
-            self.caller, promise.request_id, endpoint=endpoint, policy=policy, progress=future
+            self.caller,
+            promise.request_id,
+            endpoint=RETRIEVE_ANY if large else RETRIEVE_JSON,
+            policy=policy,
+            progress=future,
+            room=self._room if large else None,
         )
         return request.decode(result)
 
