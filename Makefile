@@ -12,13 +12,22 @@ OFFICIAL ?= .venv-official
 
 RIVALS := skyrl tuft official-0.24.1 official-0.25.0
 
-.PHONY: demo test test-fast check bench rivals fuzz soak clean
+COMPAT := compat-0.4.1 compat-0.16.1 compat-0.24.1 compat-0.25.0
+
+.PHONY: demo test test-fast test-compat check bench rivals fuzz soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tinker-async demo --model $(MODEL) --backend $(BACKEND) --out $(OUT)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Official clients of other ages against our servers, each in its own small environment.
+test-compat: $(COMPAT:%=.venv-%/.ready)
+	COMPAT_REQUIRED=1 $(BIN)/python -m pytest tests/compat
+
+.venv-compat-%/.ready: benchmarks/rivals/environments.py | $(VENV)/.dev
+	$(BIN)/python -m benchmarks.rivals.environments compat-$*
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -67,4 +76,4 @@ $(OFFICIAL)/.ready: $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(OFFICIAL) $(RIVALS:%=.venv-%) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OFFICIAL) $(RIVALS:%=.venv-%) $(COMPAT:%=.venv-%) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,12 +54,15 @@ class Recipe:
     """What is installed, within the versions of `NAME.txt`, and what mends it.
 
     `alone` comes without its dependencies, where these cannot be had on a CPU. `mend` is a module
-    that every interpreter of the environment runs when it starts.
+    that every interpreter of the environment runs when it starts. With `borrows` the packages of
+    the environment that makes this one are seen, too, behind its own: only what is missing there
+    is installed, whatever its version.
     """
 
     requirements: tuple[str, ...]
     alone: tuple[str, ...] = ()
     mend: str = ""
+    borrows: bool = False
 
 
 RECIPES = {
@@ -75,6 +79,10 @@ RECIPES = {
     ),
     "official-0.24.1": Recipe(("tinker==0.24.1", "numpy")),
     "official-0.25.0": Recipe(("tinker==0.25.0", "numpy")),
+    "compat-0.4.1": Recipe(("tinker==0.4.1", "torch"), borrows=True),
+    "compat-0.16.1": Recipe(("tinker==0.16.1", "torch"), borrows=True),
+    "compat-0.24.1": Recipe(("tinker==0.24.1", "torch"), borrows=True),
+    "compat-0.25.0": Recipe(("tinker==0.25.0", "torch"), borrows=True),
 }  # fmt: skip
 
 
@@ -101,13 +109,17 @@ def make(name: str) -> None:
     recipe, target = RECIPES[name], folder(name)
     shutil.rmtree(target, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(target)], check=True)
+    (packages,) = target.glob("lib/python*/site-packages")
+    if recipe.borrows:
+        ours = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        (packages / "zz_borrowed.pth").write_text(ours, encoding="utf-8")
     install = [python(name), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     if recipe.alone:
         subprocess.run([*install, "--no-deps", *recipe.alone], check=True)
-    pinned = ["--constraint", str(HERE / f"{name}.txt")]
+    versions = HERE / f"{name}.txt"
+    pinned = ["--constraint", str(versions)] if versions.exists() else []
     subprocess.run([*install, *pinned, *recipe.requirements], check=True)
     if recipe.mend:
-        (packages,) = target.glob("lib/python*/site-packages")
         (packages / "mend_rival.py").write_text(recipe.mend, encoding="utf-8")
         (packages / "mend_rival.pth").write_text("import mend_rival\n", encoding="utf-8")
     (target / ".ready").touch()

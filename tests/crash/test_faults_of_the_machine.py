@@ -52,7 +52,7 @@ FULL = "EngineStorageError: the disk of the data directory is full: nothing was 
 
 def test_a_file_that_may_not_grow_fails_its_save_only(forks: Zygote, tmp_path: Path) -> None:
     """The system refuses to write more (RLIMIT_FSIZE); smaller things are saved as before."""
-    with forks.life(tmp_path, file_limit_bytes=100_000) as life:
+    with forks.life(tmp_path, file_limit_bytes=250_000) as life:
         small, large = life.model(rank=1), life.model(rank=64)
         assert save(life, small, 1, "fits")["type"] == "save_weights"
         failed = save(life, large, 1, "does-not-fit")

@@ -75,3 +75,76 @@ def test_a_bfloat16_layer_applies_float32_adapters(
     found = half(inputs)
     assert torch.bfloat16 == found.dtype
     torch.testing.assert_close(found.float(), torch.stack(single), rtol=2e-2, atol=2e-2)
+
+
+@torch.no_grad()
+def test_rows_of_one_position_each_get_their_own_frozen_adapter(
+    layer: tuple[LoraLinear, Routing],
+) -> None:
+    """Frozen adapters are applied at once: of any rank, any number of rows, in any order."""
+    apply, routing = layer
+    for name in ("a", "b", "none"):
+        routing.freeze(name)
+    for names in (
+        ["none", "a"],
+        ["b", "a", "none", "b", "b"],  # one more: copied anew
+        ["a", "b", "b"],  # fewer, within the same copies
+        ["a", "a", "a", "a", "b"],
+        ["b", "none", "b"],
+    ):
+        routing.set(names)
+        inputs = torch.randn(len(names), 1, INPUTS)
+        single = [expected(apply, name, row) for name, row in zip(names, inputs, strict=True)]
+        torch.testing.assert_close(apply(inputs), torch.stack(single))
+        assert routing.stacking() is not None
+
+
+@torch.no_grad()
+def test_adapters_in_training_are_never_read_from_a_copy(
+    layer: tuple[LoraLinear, Routing],
+) -> None:
+    """What changes an adapter between two passes shows in the second."""
+    apply, routing = layer
+    routing.freeze("a")
+    names = ["a", "b"]
+    inputs = torch.randn(2, 1, INPUTS)
+    for _ in range(2):
+        routing.set(names)
+        single = [expected(apply, name, row) for name, row in zip(names, inputs, strict=True)]
+        torch.testing.assert_close(apply(inputs), torch.stack(single))
+        apply.loras["b"].b.add_(1.0)
+
+
+@torch.no_grad()
+def test_more_adapters_than_are_kept_side_by_side(layer: tuple[LoraLinear, Routing]) -> None:
+    """They are applied in turn, to the same result."""
+    apply, routing = layer
+    names = [f"many{number}" for number in range(9)]
+    for name in names:
+        a, b = torch.randn(2, INPUTS), torch.randn(OUTPUTS, 2)
+        apply.loras[name] = LayerLora(nn.Parameter(a), nn.Parameter(b), 1.5)
+        routing.freeze(name)
+    rows = [*names, *reversed(names)]
+    routing.set(rows)
+    inputs = torch.randn(len(rows), 1, INPUTS)
+    single = [expected(apply, name, row) for name, row in zip(rows, inputs, strict=True)]
+    torch.testing.assert_close(apply(inputs), torch.stack(single))
+    assert routing.stacking() is None
+
+
+@torch.no_grad()
+def test_a_forgotten_adapter_leaves_no_copy_behind(layer: tuple[LoraLinear, Routing]) -> None:
+    """Its name is unknown afterwards, and the others are as before."""
+    apply, routing = layer
+    for name in ("a", "b"):
+        routing.freeze(name)
+    inputs = torch.randn(2, 1, INPUTS)
+    routing.set(["a", "b"])
+    apply(inputs)
+    apply.forget("b")
+    routing.forget("b")
+    assert apply._stack is None
+    for names in (["a", "b"], ["b", "a"]):
+        routing.set(names)
+        single = [expected(apply, name, row) for name, row in zip(names, inputs, strict=True)]
+        torch.testing.assert_close(apply(inputs), torch.stack(single))

@@ -80,7 +80,7 @@ def test_dro_keeps_its_quadratic_term_on_prompt_positions() -> None:
 @pytest.mark.parametrize(
     ("name", "config", "field", "says"),
     [
-        ("gspo", {}, "loss_fn", "cispo, cross_entropy, dro, importance_sampling, ppo"),
+        ("stable_reinforce", {}, "loss_fn", "cispo, cross_entropy, dro, gspo, importance_sampling"),
         ("ppo", {"epsilon": 0.2}, "loss_fn_config['epsilon']", "clip_low_threshold"),
         ("cross_entropy", {"beta": 1}, "loss_fn_config['beta']", "no settings"),
         ("dro", {"beta": "big"}, "loss_fn_config['beta']", "'big'"),

@@ -131,7 +131,7 @@ def test_no_data_is_refused(base: BaseModel) -> None:
 def test_an_unknown_loss_is_refused(base: BaseModel) -> None:
     """The names of all losses are in the message."""
     with pytest.raises(InvalidInputError, match="importance_sampling") as caught:
-        train(base, shaken(base), sft_data([3]), "custom")
+        train(base, shaken(base), sft_data([3]), "stable_reinforce")
     assert "loss_fn" == caught.value.field
 
 

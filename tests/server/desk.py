@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tinker_async.local.server.folders import Folders
 from tinker_async.local.server.ownership import lock_folder
 from tinker_async.local.server.port import EnginePort
 from tinker_async.local.server.service import Limits, Service
-from tinker_async.local.server.store import Store
+from tinker_async.local.server.store import Store, now
 from tinker_async.wire.training import encode_forward_backward
 
 KEY = "tml-test"
@@ -140,7 +141,10 @@ def sample_body(sampler_id: str, seq_id: int | None, **more: Any) -> dict[str, A
 
 @asynccontextmanager
 async def open_desk(
-    data_dir: Path, engine: HandEngine, limits: Limits | None = None
+    data_dir: Path,
+    engine: HandEngine,
+    limits: Limits | None = None,
+    clock: Callable[[], datetime] = now,
 ) -> AsyncIterator[Desk]:
     """Run a service on a data directory, as `hosting.host` does, but without a socket."""
     with lock_folder(data_dir):
@@ -153,6 +157,7 @@ async def open_desk(
                 store=store,
                 folders=Folders(data_dir),
                 limits=limits or Limits(),
+                clock=clock,
             )
             async with anyio.create_task_group() as tasks:
                 await tasks.start(service.run)

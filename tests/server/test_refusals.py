@@ -106,7 +106,7 @@ NO_BODY: list[tuple[str, Any, int, str]] = [
     ("/asample", sample_body("no", 0), 404, "sampling_session_id"),
     ("/asample", {**sample_body("X", 0), "sampling_session_id": None}, 422, "sampling_session_id"),
     ("/asample", sample_body("X", 0, num_samples=0), 400, "num_samples"),
-    ("/asample", sample_body("X", 0, prompt_alt_tokens_k=1), 400, "prompt_alt_tokens_k"),
+    ("/asample", sample_body("X", 0, prompt_alt_tokens_k=-1), 400, "prompt_alt_tokens_k"),
     ("/asample", sample_body("X", 0, prompt_logprobs_last_n=1), 400, "prompt_logprobs_last_n"),
     ("/asample", sample_body("X", 0, sampling_params={"top_p": 2}), 422, "sampling_params"),
     ("/retrieve_future", {"request_id": 5}, 422, "request_id"),

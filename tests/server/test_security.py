@@ -11,15 +11,17 @@ from typing import Any
 import anyio
 import pytest
 import zstandard
-from server.desk import KEY, open_desk
+from server.desk import open_desk
 from server.engine_double import QuickEngine
 from starlette.requests import Request
 
 import tinker_async
 from tinker_async.local.engine import jobs
 from tinker_async.local.server import http
+from tinker_async.local.server.credentials import Credentials
 from tinker_async.local.server.folders import Folders
 from tinker_async.local.server.refusal import Refusal
+from tinker_async.local.server.store import now
 from tinker_async.local.serving import ServeOptions
 
 NASTY = [
@@ -143,7 +145,8 @@ async def test_a_body_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -
             raise AssertionError
 
         counted[0] = 0
-        await http.KeyGate(app, api_key=KEY)(scope, endless(b"x" * 1000, counted), send)
+        gate = http.KeyGate(app, credentials=Credentials(now))
+        await gate(scope, endless(b"x" * 1000, counted), send)
         assert (401, True) == (sent[0]["status"], 10_000 < counted[0] < 15_000)
 
 

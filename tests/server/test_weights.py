@@ -33,9 +33,9 @@ async def test_a_named_checkpoint_is_listed_loaded_and_deleted(tmp_path: Path) -
         assert f"tinker://{model_id}/sampler_weights/a.b" == sampling["path"]
 
         listed = (await desk.get(f"/training_runs/{model_id}/checkpoints")).json["checkpoints"]
-        assert [c["checkpoint_id"] for c in listed] == ["weights/a.b", "sampler_weights/a.b"]
+        assert [c["checkpoint_id"] for c in listed] == ["sampler_weights/a.b", "weights/a.b"]
         assert [c["size_bytes"] for c in listed] == [5, 5]
-        assert listed[0]["expires_at"] is not None
+        assert listed[1]["expires_at"] is not None
         run = (await desk.get(f"/training_runs/{model_id}")).json
         assert run["last_checkpoint"]["checkpoint_id"] == "weights/a.b"
 

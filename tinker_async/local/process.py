@@ -1,4 +1,4 @@
-"""The embedded engine as a child process: started, watched and ended by its user.
+"""The embedded engine as a child process: started, watched, started again, ended by its user.
 
 Whatever way the block is left, the process is gone when it has been left. The child
 also ends by itself when its parent dies, since its standard input is a pipe from here.
@@ -13,10 +13,11 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
-from anyio.abc import ByteReceiveStream, Process
+from anyio.abc import ByteReceiveStream, Process, TaskGroup
 
 from tinker_async.errors import ConfigError, EngineStartError
 from tinker_async.local.server.announcement import Announcement
@@ -29,13 +30,68 @@ _TAIL_LINES = 40
 Line = Callable[[str], None]
 
 
-class EngineAddress(msgspec.Struct, frozen=True, eq=False):
-    """Where the engine is. `process` ends when the engine does; `await process.wait()` notices."""
+class EngineAddress:
+    """Where the engine is. `process` ends when the engine does; `await process.wait()` notices.
+
+    Args:
+        command: What runs it.
+        environment: Of the process.
+        keeps_data: Whether its checkpoints are still there for a process that comes after it.
+        startup_timeout_s: How long it may take until it is ready.
+        progress: Called with each line that it writes.
+    """
 
     url: str
     api_key: str
     models: list[str]
     process: Process
+
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        *,
+        keeps_data: bool,
+        startup_timeout_s: float,
+        progress: Line | None,
+    ) -> None:
+        self.keeps_data = keeps_data
+        """Whether `start_again` finds the checkpoints of before."""
+        self._command = command
+        self._environment = environment
+        self._startup_timeout_s = startup_timeout_s
+        self._progress = progress
+        self._tasks: TaskGroup | None = None
+        self._said: _Said | None = None
+
+    async def _open(self, *more: str) -> None:
+        self.process = await anyio.open_process([*self._command, *more], env=self._environment)
+
+    async def _listen(self, tasks: TaskGroup) -> None:
+        """Read what the process writes, in `tasks`, and wait until it is ready."""
+        self._tasks, self._said = tasks, _Said(self._progress)
+        tasks.start_soon(self._said.listen, _given(self.process.stderr))
+        ready = await _until_ready(self.process, self._said, self._startup_timeout_s)
+        self.url, self.api_key, self.models = ready.url, ready.api_key, ready.models
+
+    async def start_again(self) -> None:
+        """Start the engine again, at the same address and with the same key and data directory.
+
+        What is left of the process before is ended first. Cancelled, or when it fails, whatever
+        runs by then is ended with the block (or by the next call).
+
+        Raises:
+            ConfigError, EngineStartError: It cannot be started, or its port was taken meanwhile.
+        """
+        if self._tasks is None or self._said is None:
+            raise RuntimeError("the engine was not started yet")
+        await self._said.stop()
+        await _end(self.process)
+        try:
+            await self._open("--port", str(urlsplit(self.url).port))
+        except OSError as error:
+            raise EngineStartError(f"the engine's process could not be started: {error}") from error
+        await self._listen(self._tasks)
 
 
 @contextlib.asynccontextmanager
@@ -69,17 +125,22 @@ async def local_engine(
     command = _command(model, data_dir, dtype, threads)
     # The key travels by environment: arguments are visible to every user of the machine.
     environment = {**os.environ, "TINKER_API_KEY": key, "PYTHONUNBUFFERED": "1"}
-    process = await anyio.open_process(command, env=environment)
+    engine = EngineAddress(
+        command,
+        environment,
+        keeps_data=data_dir is not None,
+        startup_timeout_s=startup_timeout_s,
+        progress=progress,
+    )
+    await engine._open()  # noqa: SLF001  # its other half
     try:
         with lone_errors():
             async with anyio.create_task_group() as tasks:
-                said = _Said(progress)
-                tasks.start_soon(said.listen, _given(process.stderr))
-                ready = await _until_ready(process, said, startup_timeout_s)
-                yield EngineAddress(ready.url, ready.api_key, ready.models, process)
+                await engine._listen(tasks)  # noqa: SLF001  # as above
+                yield engine
                 tasks.cancel_scope.cancel()
     finally:
-        await _end(process)
+        await _end(engine.process)
 
 
 def _command(model: str, data_dir: Path | None, dtype: str, threads: int | None) -> list[str]:
@@ -96,18 +157,25 @@ class _Said:
         self._progress = progress
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._over = anyio.Event()
+        self._reading = anyio.CancelScope()
 
     async def listen(self, stream: ByteReceiveStream) -> None:
         """Read to the end: a full pipe would stop the child."""
         lines = _Lines()
         try:
-            async for part in stream:
-                for line in lines.feed(part):
-                    self._tail.append(line)
-                    if self._progress is not None:
-                        self._progress(line)
+            with self._reading:
+                async for part in stream:
+                    for line in lines.feed(part):
+                        self._tail.append(line)
+                        if self._progress is not None:
+                            self._progress(line)
         finally:
             self._over.set()
+
+    async def stop(self) -> None:
+        """Read no further, so that the stream can be closed."""
+        self._reading.cancel()
+        await self._over.wait()
 
     async def tail(self) -> list[str]:
         """Return the last lines, once the child has closed the stream (or a moment later)."""

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -55,6 +55,8 @@ class ServeOptions(msgspec.Struct, frozen=True):
     dtype: str = "float32"
     threads: int | None = None
     exit_on_stdin_eof: bool = False
+    switches: Mapping[str, str] = {}
+    """What clients are told in `client/config` and `client/dynamic_config`, by name."""
 
 
 def run_server(options: ServeOptions) -> None:
@@ -221,12 +223,14 @@ class _Server:
         data_dir: Path,
         listener: socket.socket,
     ) -> None:
-        from tinker_async.local.server.hosting import Site, host, url_of  # noqa: PLC0415  # as in `_serve`
+        from tinker_async.local.server.flags import read_flags  # noqa: PLC0415  # as in `_serve`
+        from tinker_async.local.server.hosting import Site, host, url_of  # noqa: PLC0415  # as above
 
+        flags = read_flags(self._options.switches)
         key = self._options.api_key or f"tml-{secrets.token_urlsafe(24)}"
         announcement = Announcement(url_of(listener), key, [card.name])
         await host(
-            Site(engine, card, model.folder, data_dir, key),
+            Site(engine, card, model.folder, data_dir, key, flags=flags),
             listener,
             stopping=self._stop.event,
             ready=lambda: self._announce(announcement),

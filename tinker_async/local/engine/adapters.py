@@ -83,6 +83,7 @@ class AdapterSet:
         self._made = 0
         self._heads: dict[str, LayerLora | None] = {BASE: None}
         self._trainable: dict[str, list[nn.Parameter]] = {}
+        self._routing.freeze(BASE)
         self._settle()
         self.select(None)
 
@@ -126,7 +127,8 @@ class AdapterSet:
         self.select(None)
         self.peft.delete_adapter(adapter.name)
         for linear in self._linears.values():
-            linear.loras.pop(adapter.name, None)
+            linear.forget(adapter.name)
+        self._routing.forget(adapter.name)
         self._trainable.pop(adapter.name, None)
         del self._heads[adapter.name]
         self._settle()
@@ -180,6 +182,8 @@ class AdapterSet:
         parts = {key: part.weight for key, part in self._parts(name)}
         if trainable:
             self._trainable[name] = list(parts.values())
+        else:
+            self._routing.freeze(name)
         self._settle()
         self._heads[name] = head = self._connect(name)
         return Adapter(

@@ -5,8 +5,9 @@ The rule: `read_rows` refuses whatever is wrong before anything is computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ from tinker_async.local.engine.losses import Loss
 
 _MOST_TARGETS = 1 << 26
 _TARGETS = "target_tokens"
-_OPTIONAL = frozenset({"weights"})
+_DEFAULTS = {"weights": 1.0, "sequence_ratio_mask": -1.0}
+"""Inputs that may be missing, and what stands for them."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Row:
     inputs: dict[str, npt.NDArray[np.float32]]
     shape: tuple[int, ...]
     """of the user's `target_tokens`: `(length,)` or `(length, K)`"""
+    custom: Mapping[str, Any]
+    """inputs of a custom loss, in shapes of their own"""
 
     @property
     def length(self) -> int:
@@ -123,7 +127,7 @@ def _read_row(index: int, datum: Datum, loss: Loss, card: ModelCard) -> Row:
     )
     _check_tokens(tokens, f"{at}.model_input", card)
     given = datum.loss_fn_inputs
-    for name in given:
+    for name in given if loss.graph is None else ():
         _check(
             name == _TARGETS or name in loss.inputs,
             _field(at, name),
@@ -140,6 +144,7 @@ def _read_row(index: int, datum: Datum, loss: Loss, card: ModelCard) -> Row:
         targets=targets.reshape(two_dimensional),
         inputs={name: array.reshape(two_dimensional) for name, array in inputs.items()},
         shape=targets.shape,
+        custom=loss.graph.read(given, targets.shape, at) if loss.graph else {},
     )
 
 
@@ -173,10 +178,10 @@ def _read_input(
 ) -> npt.NDArray[np.float32]:
     if tensor is None:
         name = field.split("'")[1]
-        _check(name in _OPTIONAL, field, "is missing")
+        _check(name in _DEFAULTS, field, "is missing")
         # The padding of sparse targets cannot be told from token 0.
         _check(len(shape) == 1, field, "is required with targets of shape (N, K)")
-        return np.ones(shape, dtype=np.float32)
+        return np.full(shape, _DEFAULTS[name], dtype=np.float32)
     _check(
         tensor.dense_shape == shape,
         field,

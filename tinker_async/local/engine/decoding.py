@@ -176,16 +176,20 @@ class Decoder:
     def _take_prompts(self) -> None:
         """Take what to read next: the rest of a prompt, or as many whole ones as fit."""
         batch = self._reading
-        while self._waiting and not self._fanning:
-            request = self._waiting[0]
-            longest = max(len(one.prompt) for one in [*batch, request])
-            if batch and longest * (len(batch) + 1) > self._prefill_tokens:
-                return
-            if not self._fits(len(self._rows) + len(batch) + 1, [request]):
-                return
-            batch.append(self._waiting.popleft())
+        while self._waiting and not self._fanning and self._fits_in(batch, self._waiting[0]):
+            request = self._waiting.popleft()
+            batch.append(request)
             if request.job.num_samples > 1:
                 self._fanning = request  # its other samples come before later requests
+        # Rows of one adapter side by side need no copying together, layer by layer.
+        batch.sort(key=lambda request: request.adapter)
+
+    def _fits_in(self, batch: list[Request], request: Request) -> bool:
+        """Whether a prompt can be read in one step with these, and has room in the cache."""
+        longest = max(len(one.prompt) for one in [*batch, request])
+        if batch and longest * (len(batch) + 1) > self._prefill_tokens:
+            return False
+        return self._fits(len(self._rows) + len(batch) + 1, [request])
 
     def _fan_out(self) -> None:
         """Give rows to samples yet to start, by copies of a row whose prompt is the same."""

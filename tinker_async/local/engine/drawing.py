@@ -16,7 +16,7 @@ from tinker_async.data.results import SampledSequence, SampleResponse, TopkLogpr
 from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine.choosing import Choice, Uniforms
 from tinker_async.local.engine.jobs import ModelCard, Result, Sample
-from tinker_async.local.engine.prompt_scores import PromptScores
+from tinker_async.local.engine.prompt_scores import PromptScores, check_scores, wants_scores
 from tinker_async.local.engine.stopping import StopRule, StopRules
 
 
@@ -61,12 +61,8 @@ class Request:
 
     def response(self) -> SampleResponse:
         """Return the result; all samples must be finished."""
-        job, scores = self.job, self.scores
-        return SampleResponse(
-            sequences=[self.finished[index] for index in range(job.num_samples)],
-            prompt_logprobs=scores.logprobs if scores and job.prompt_logprobs else None,
-            topk_prompt_logprobs=scores.topk if scores and job.topk_prompt_logprobs else None,
-        )
+        response = SampleResponse([self.finished[index] for index in range(self.job.num_samples)])
+        return self.scores.fill(response) if self.scores else response
 
 
 @dataclass(eq=False)
@@ -132,9 +128,9 @@ def checked_request(
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         in_range = 0 <= getattr(job, name) <= card.vocab_size
         _check(in_range, name, f"must be between 0 and {card.vocab_size}, the vocabulary's size")
+    check_scores(job, card)
     prompt = torch.from_numpy(job.prompt.astype(np.int64))
     room = card.max_context_length - len(prompt)
-    scored = job.prompt_logprobs or job.topk_prompt_logprobs > 0
     return Request(
         job=job,
         adapter=adapter,
@@ -142,7 +138,7 @@ def checked_request(
         rule=rules.rule(job.params.stop),
         prompt=prompt,
         max_new_tokens=min(job.params.max_tokens or room, room),
-        scores=PromptScores(prompt, top=job.topk_prompt_logprobs) if scored else None,
+        scores=PromptScores(prompt, job) if wants_scores(job) else None,
     )
 
 

@@ -15,8 +15,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tinker_async.data.custom_loss import CustomLossGraph, CustomLossInput
 from tinker_async.data.datum import Datum
 from tinker_async.data.params import AdamParams, LoraConfig, SamplingParams
+from tinker_async.data.tensors import TensorData
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -55,6 +57,13 @@ class DropModel(msgspec.Struct, frozen=True):
     model_id: str
 
 
+class CustomLoss(msgspec.Struct, frozen=True):
+    """A loss that a client has uploaded, checked."""
+
+    inputs: list[CustomLossInput]
+    graph: CustomLossGraph
+
+
 class ForwardBackward(msgspec.Struct, frozen=True):
     """Run the loss over data and accumulate gradients. Gives a `ForwardBackwardOutput`."""
 
@@ -63,6 +72,8 @@ class ForwardBackward(msgspec.Struct, frozen=True):
     loss_fn: str
     loss_fn_config: dict[str, float | str]
     forward_only: bool
+    custom: CustomLoss | None = None
+    """What the loss `custom` computes"""
 
 
 class OptimStep(msgspec.Struct, frozen=True):
@@ -119,6 +130,10 @@ class Sample(msgspec.Struct, frozen=True):
     prompt_logprobs: bool = False
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
+    target_prompt_logprobs: TensorData | None = None
+    """int64 `[prompt - 1, K]`: tokens to score at each position; -1 is none"""
+    prompt_alt_tokens_k: int = 0
+    """Draws at each prompt position after the first"""
     key: str = ""
     """Names the job for `EngineThread.cancel_sample`."""
 

@@ -61,6 +61,7 @@ class Lane:
                 loss_fn=job.loss_fn,
                 loss_fn_config=job.loss_fn_config,
                 forward_only=job.forward_only,
+                custom=job.custom,
                 micro_batch_tokens=self._micro_batch_tokens,
             )
         )

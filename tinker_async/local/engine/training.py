@@ -23,8 +23,10 @@ from tinker_async.local.engine.adapters import Adapter
 from tinker_async.local.engine.base import BaseModel
 from tinker_async.local.engine.batches import Batch, collate, micro_batches, read_rows
 from tinker_async.local.engine.head import Scores, score
-from tinker_async.local.engine.losses import Loss, make_loss
+from tinker_async.local.engine.jobs import CustomLoss
+from tinker_async.local.engine.losses import Loss, custom_loss, make_loss
 from tinker_async.local.engine.optimizer import AdamW
+from tinker_async.local.engine.whole_rows import whole_rows
 
 MICRO_BATCH_TOKENS = 256
 """Padded tokens computed at once. As many a CPU second as with more, or a few percent above, in
@@ -69,6 +71,7 @@ def forward_backward(
     loss_fn: str,
     loss_fn_config: dict[str, float | str],
     forward_only: bool = False,
+    custom: CustomLoss | None = None,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> Generator[None, None, ForwardBackwardOutput]:
     """Run a loss over data; with gradients unless `forward_only`.
@@ -82,7 +85,7 @@ def forward_backward(
         InvalidInputError: The loss, its config or the data are wrong, or the loss or its
             gradient is not finite.
     """
-    loss = make_loss(loss_fn, loss_fn_config)
+    loss = custom_loss(custom) if loss_fn == "custom" else make_loss(loss_fn, loss_fn_config)
     rows = read_rows(data, loss, base.card)
     outputs: list[dict[str, TensorData]] = [{} for _ in rows]
     with _GradientScope(model.parameters) as gradients:
@@ -101,6 +104,7 @@ def forward_backward(
         metrics={
             "loss:sum": total,
             "num_tokens:sum": float(sum(row.length for row in rows)),
+            **(loss.graph.reduced() if loss.graph else {}),
         },
     )
 
@@ -140,7 +144,10 @@ def _run(base: BaseModel, adapter: Adapter, batch: Batch, loss: Loss, *, gradien
         real = batch.real[part]
         return torch.where(real, losses, 0.0), torch.where(real, slopes, 0.0)
 
-    scores = score(base.head, adapter.head, hidden, batch.targets, chunk_loss, gradients=gradients)
+    part_loss = (
+        whole_rows(base.head, adapter.head, hidden, batch, loss) if loss.whole else chunk_loss
+    )
+    scores = score(base.head, adapter.head, hidden, batch.targets, part_loss, gradients=gradients)
     if scores.grad_hidden is not None and hidden.requires_grad:
         hidden.backward(scores.grad_hidden)  # type: ignore[no-untyped-call]  # torch has no types here
     if adapter.head is not None and scores.grad_a is not None and scores.grad_b is not None:

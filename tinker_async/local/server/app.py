@@ -12,7 +12,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tinker_async.local.server.endpoints import futures, runs, sampling, sessions, training, weights
+from tinker_async.local.server.endpoints import (
+    auth,
+    copies,
+    downloads,
+    futures,
+    loading,
+    polling,
+    runs,
+    sampling,
+    session_records,
+    sessions,
+    training,
+    usage,
+    weights,
+)
 from tinker_async.local.server.endpoints.routing import Handler
 from tinker_async.local.server.http import KeyGate, refuse, refuse_logged, refuse_route
 from tinker_async.local.server.refusal import Refusal
@@ -23,23 +37,31 @@ PREFIX = "/api/v1"
 # The most frequent first: Starlette tries one after the other.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     *futures.ROUTES,
+    *polling.ROUTES,
     *sampling.ROUTES,
     *training.ROUTES,
     *sessions.ROUTES,
     *weights.ROUTES,
+    *loading.ROUTES,
+    *session_records.ROUTES,
     *runs.ROUTES,
+    *copies.ROUTES,
+    *downloads.ROUTES,
+    *usage.ROUTES,
+    *auth.ROUTES,
 )
 
 
 def make_app(service: Service, *, api_key: str) -> Starlette:
     """Return the application. `service.run` must be running while it serves."""
+    service.credentials.accept(api_key)
     routes = [
         Route(PREFIX + path, _bound(service, handler), methods=[method])
         for method, path, handler in ROUTES
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(KeyGate, api_key=api_key)],
+        middleware=[Middleware(KeyGate, credentials=service.credentials)],
         exception_handlers={
             Refusal: refuse,
             HTTPException: refuse_route,

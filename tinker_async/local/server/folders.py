@@ -178,6 +178,25 @@ class Folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def files_in(folder: Path) -> list[str]:
+    """Return the files of a checkpoint, as sorted paths below its folder. Blocks."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != _UNSAVED
+    )
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Give the files of a checkpoint a second place; they are never changed. Blocks."""
+    for name in files_in(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, target / name)
+        except OSError:  # not every file system can
+            shutil.copy2(source / name, target / name)
+
+
 def _safe(identifier: str) -> str:
     return identifier.replace(":", ".")  # a colon is not allowed in names on every system
 

@@ -21,6 +21,7 @@ from hypercorn.config import Config
 from tinker_async.errors import ConfigError
 from tinker_async.local.engine.jobs import ModelCard
 from tinker_async.local.server.app import make_app
+from tinker_async.local.server.flags import Flags
 from tinker_async.local.server.folders import Folders
 from tinker_async.local.server.port import Engine, EnginePort
 from tinker_async.local.server.service import Limits, Service
@@ -39,6 +40,7 @@ class Site(msgspec.Struct, frozen=True, eq=False):
     data_dir: Path
     api_key: str
     limits: Limits = Limits()
+    flags: Flags = Flags()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -90,6 +92,7 @@ async def host(
             store=store,
             folders=folders,
             limits=site.limits,
+            flags=site.flags,
         )
         async with anyio.create_task_group() as tasks:
             await tasks.start(service.run)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import io
 import re
 from typing import Any, TypeVar
@@ -22,9 +21,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tinker_async.local.engine.failures import EngineMemoryError
+from tinker_async.local.server.credentials import DOWNLOADS, Credentials
 from tinker_async.local.server.faults import fault_of
 from tinker_async.local.server.refusal import Refusal
 from tinker_async.wire import json as wire_json
+from tinker_async.wire import untagged
 from tinker_async.wire.protobuf import DecodeError
 
 log = structlog.get_logger("tinker_async")
@@ -113,7 +114,7 @@ def parse(body: Body, type_: type[T]) -> T:
         Refusal: 400 not JSON; 422 JSON, but not what the endpoint takes.
     """
     try:
-        return wire_json.decode(body.data, type_)
+        return untagged.decode(body.data, type_)
     except DecodeError as error:
         field = _AT.search(str(error))
         status = 422 if isinstance(error.__cause__, msgspec.ValidationError) else 400
@@ -160,26 +161,38 @@ def refuse_logged(request: Request, error: Exception) -> Response:
 
 
 class KeyGate:
-    """Lets only requests with the right `X-API-Key` through; health checks need none."""
+    """Lets only requests with the right `X-API-Key` through.
 
-    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
+    Health checks need none, and downloads have a signature in its place.
+    """
+
+    def __init__(self, app: ASGIApp, *, credentials: Credentials) -> None:
         self._app = app
-        self._key = api_key.encode()
+        self._credentials = credentials
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI connection."""
-        if scope["type"] != "http" or scope["path"] == "/api/v1/healthz" or self._admits(scope):
+        presented = b"" if scope["type"] != "http" else _presented(scope)
+        if self._credentials.admits(presented) or scope["type"] != "http" or _needs_no_key(scope):
             await self._app(scope, receive, send)
             return
         await _drain(receive)
         response = refuse(Request(scope), Refusal(401, "the X-API-Key header is missing or wrong"))
+        if self._credentials.invites(presented):
+            response.headers["www-authenticate"] = 'Bearer error="invalid_token"'
         await response(scope, receive, send)
 
-    def _admits(self, scope: Scope) -> bool:
-        return any(
-            name == b"x-api-key" and hmac.compare_digest(value, self._key)
-            for name, value in scope["headers"]
-        )
+
+def _presented(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"x-api-key":
+            return bytes(value)
+    return b""
+
+
+def _needs_no_key(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path == "/api/v1/healthz" or path.startswith(DOWNLOADS)
 
 
 async def _drain(receive: Receive) -> None:

@@ -36,15 +36,23 @@ class _Entry(msgspec.Struct, frozen=True, eq=False):
 
 
 class Lane:
-    """The queue of one model. `run` is its life; whoever starts it owns it."""
+    """The queue of one model. `run` is its life; whoever starts it owns it.
 
-    def __init__(self, *, limit: int, limit_bytes: int, shared: Budget | None = None) -> None:
+    With `in_order` the client sends a request only when the one before is settled, so that a
+    number that has been passed over was never sent and is not waited for.
+    """
+
+    def __init__(
+        self, *, limit: int, limit_bytes: int, shared: Budget | None = None, in_order: bool = False
+    ) -> None:
         self._next = 1
+        self._in_order = in_order
         self._shared = shared or Budget()
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._waiting_bytes = 0
         self._held: dict[int, _Entry] = {}
+        self._refused: set[int] = set()
         self._held_since_s = 0.0
         self._ready: deque[_Entry] = deque()
         self._seen: OrderedDict[int, tuple[bytes, Promise]] = OrderedDict()
@@ -106,6 +114,8 @@ class Lane:
             if not self._held:
                 self._held_since_s = anyio.current_time()
             self._held[seq_id] = entry
+            if self._in_order:
+                self._next = max(self._next, min(self._held))
             promise.waits_for = f"request {self._next} of this model has not arrived yet"
             self._release()
         self._wake.set()
@@ -115,8 +125,28 @@ class Lane:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
 
+    def pass_over(self, seq_id: int | None) -> None:
+        """Note that a request was refused before it came in here.
+
+        Its number may come again, as some clients send it, and is not waited for when a later one
+        comes, as others do.
+        """
+        if seq_id is not None and seq_id >= self._next:
+            if len(self._refused) < self._limit:
+                self._refused.add(seq_id)
+            self._release()
+            self._wake.set()
+
     def _release(self) -> None:
-        while (entry := self._held.pop(self._next, None)) is not None:
+        while self._held:
+            entry = self._held.pop(self._next, None)
+            if entry is None:
+                if self._next not in self._refused:
+                    return
+                self._refused.discard(self._next)
+                self._next += 1
+                continue
+            self._refused.discard(self._next)
             entry.promise.waits_for = None
             self._ready.append(entry)
             self._next += 1

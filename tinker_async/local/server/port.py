@@ -15,6 +15,8 @@ from anyio.lowlevel import current_token
 from tinker_async.local.engine.jobs import Job, Result
 
 Done = Callable[[Result], None]
+Watch = Callable[[Job], Done | None]
+"""Called with each job; what it returns is called in the event loop with the job's result."""
 
 
 class Engine(Protocol):
@@ -35,11 +37,30 @@ class EnginePort:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._post = poster()
+        self._watch: Watch | None = None
+        # A callback of asyncio's loop is in no task, and there anyio cannot tell which loop it is.
+        self.tick: Callable[[], float] = getattr(
+            current_token().native_token, "time", anyio.current_time
+        )
+        """The loop's clock, in seconds, which callbacks can read as well."""
+
+    def watch(self, watch: Watch) -> None:
+        """Have every job noted from now on; `watch` must be quick and must not raise."""
+        self._watch = watch
 
     def submit(self, job: Job, done: Done) -> None:
         """Queue a job; `done` is called once in the event loop, with result or exception."""
         post = self._post
-        self._engine.submit(job, lambda result: post(done, result))
+        ended = None if self._watch is None else self._watch(job)
+        if ended is None:
+            self._engine.submit(job, lambda result: post(done, result))
+            return
+
+        def told(result: Result) -> None:
+            done(result)
+            ended(result)  # in the same callback: nobody looks in between
+
+        self._engine.submit(job, lambda result: post(told, result))
 
     async def run(self, job: Job) -> Any:
         """Queue a job and return its result. Cancelling stops the wait, not the job.

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections import OrderedDict
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 import msgspec
@@ -22,6 +24,23 @@ from tinker_async.wire.messages import FailedResponse
 
 Kind: TypeAlias = Literal["sample", "forward_backward", "json"]
 
+
+class Listing(Protocol):
+    """A list of promises that are done; polls of the whole list wait for it."""
+
+    def note(self, promise: Promise) -> None:
+        """Note that a promise is settled."""
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """Forget a promise whose result has been fetched."""
+        ...
+
+    def wake(self) -> None:
+        """Let the waiters look again."""
+        ...
+
+
 _OURS = re.compile(r"r-[0-9a-f]{8}-\d+")
 
 
@@ -32,6 +51,7 @@ class Promise:
         "_changed",
         "_outcome",
         "kind",
+        "listing",
         "model_id",
         "request_id",
         "session_id",
@@ -45,6 +65,8 @@ class Promise:
         self.model_id = model_id
         self.waits_for: str | None = None
         """Why it is not running yet, for people."""
+        self.listing: Listing | None = None
+        """Where it is noted that the result is there."""
         self._outcome: Any = msgspec.UNSET
         self._changed: anyio.Event | None = None
 
@@ -64,6 +86,8 @@ class Promise:
             return
         self._outcome = failed(outcome) if isinstance(outcome, BaseException) else outcome
         self.wake()
+        if self.listing is not None:
+            self.listing.note(self)
 
     def forget(self) -> None:
         """Free the result; lanes keep the promise itself to recognise repetitions."""
@@ -102,6 +126,7 @@ class PromiseBook:
         self._delivered_bytes = 0
         self._limit_bytes = delivered_limit_bytes
         self.stopping = False
+        self._waited_for: list[Listing] = []
 
     def make(self, kind: Kind, *, session_id: str, model_id: str | None = None) -> Promise:
         """Return a new promise."""
@@ -126,6 +151,8 @@ class PromiseBook:
 
     def delivered(self, promise: Promise, size_bytes: int) -> None:
         """Note that a result has been handed out; old ones may leave."""
+        if promise.listing is not None:
+            promise.listing.forget(promise.request_id)
         size_bytes += _KEPT_BYTES
         self._delivered_bytes -= self._delivered.pop(promise.request_id, 0)
         self._delivered[promise.request_id] = size_bytes
@@ -136,6 +163,22 @@ class PromiseBook:
             gone = self._promises.pop(request_id, None)
             if gone is not None:
                 gone.forget()
+
+    def fetched(self, request_id: str, session_id: str) -> None:
+        """Free a result that its client says it has. Those of other sessions, and unknown ids, pass."""
+        promise = self._promises.get(request_id)
+        if promise is not None and promise.settled and promise.session_id == session_id:
+            self._drop(request_id)
+            promise.forget()
+
+    @contextmanager
+    def waiting_for(self, listing: Listing) -> Iterator[None]:
+        """Wake the waiters of a listing, too, when the server stops inside the block."""
+        self._waited_for.append(listing)
+        try:
+            yield
+        finally:
+            self._waited_for.remove(listing)
 
     def end_session(self, session_id: str, reason: str, *, keep_unfetched: bool) -> list[Promise]:
         """Fail what is pending and return it; free the results that were delivered.
@@ -164,6 +207,8 @@ class PromiseBook:
         self.stopping = True
         for promise in self._promises.values():
             promise.wake()
+        for listing in self._waited_for:
+            listing.wake()
 
     def statistics(self) -> dict[str, int]:
         """Return how many promises there are, and the bytes of the delivered ones."""

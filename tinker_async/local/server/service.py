@@ -9,8 +9,8 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
-from datetime import timedelta
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,30 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from tinker_async.data.params import LoraConfig
-from tinker_async.local.engine.jobs import DropModel, ModelCard
+from tinker_async.errors import InvalidInputError
+from tinker_async.local.engine.jobs import CustomLoss, DropModel, ModelCard
 from tinker_async.local.server.budget import Budget
+from tinker_async.local.server.completions import Completions
+from tinker_async.local.server.credentials import Credentials
+from tinker_async.local.server.flags import Flags
 from tinker_async.local.server.folders import Folders
 from tinker_async.local.server.lanes import Lane
+from tinker_async.local.server.ledger import Ledger
+from tinker_async.local.server.metering import Meter
 from tinker_async.local.server.port import EnginePort
 from tinker_async.local.server.promises import Promise, PromiseBook
 from tinker_async.local.server.refusal import Refusal
+from tinker_async.local.server.rows import DEFAULT_PROJECT, SILENT, RunRow, SessionRow
+from tinker_async.local.server.shelf import Shelf
 from tinker_async.local.server.snapshots import SnapshotPool
-from tinker_async.local.server.store import CheckpointRow, RunRow, SessionRow, Store, now
+from tinker_async.local.server.store import Store, now
+from tinker_async.local.server.transfer import Readers
 
 log = structlog.get_logger("tinker_async")
 
-SILENT = "no heartbeat"
-"""How a session ends whose client is gone."""
+
+_CLONES = 1024
+"""Clones of one sampler of which it is known what is done; the oldest ones are forgotten."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -48,6 +58,8 @@ class Limits(msgspec.Struct, frozen=True):
     housekeeping_s: float = 5.0
     body_bytes: int = 256 * 1024 * 1024
     delivered_bytes: int = 64 * 1024 * 1024
+    inline_bytes: int = 1024 * 1024
+    """A client that can take a size for an answer gets larger results when it asks again."""
     lane_requests: int = 2048
     lane_bytes: int = 512 * 1024 * 1024
     waiting_bytes: int = 1024 * 1024 * 1024
@@ -67,13 +79,33 @@ class Session:
     def __init__(self, row: SessionRow) -> None:
         self.row = row
         self.seen_s = anyio.current_time()
+        self.in_order = False
+        """Whether its client sends a model's requests one by one, so that no gap is ever filled."""
         self.models: dict[int, tuple[bytes, Promise]] = {}
+        self.losses: dict[int, tuple[bytes, Promise]] = {}
+        self.graphs: dict[str, CustomLoss] = {}
+        """Its custom losses, by their id"""
         self.samplers: dict[int, tuple[bytes, str]] = {}
 
     @property
     def id(self) -> str:
         """The session's id."""
         return self.row.session_id
+
+    def custom_loss(self, config: Mapping[str, float | str]) -> CustomLoss:
+        """Return the custom loss that a request names.
+
+        Raises:
+            InvalidInputError: This session has none of that id.
+        """
+        loss_id = config.get("loss_id")
+        found = self.graphs.get(str(loss_id))
+        if found is None or set(config) != {"loss_id"}:
+            raise InvalidInputError(
+                f"loss_fn_config must be the loss_id of a custom loss of this session, got {dict(config)}",
+                field="loss_fn_config",
+            )
+        return found
 
 
 class Model:
@@ -97,6 +129,18 @@ class Sampler:
         self.snapshot_id = snapshot_id
         self.model_path = model_path
         self.unnumbered = 0
+        self.clients = 0
+        """How many clones have joined"""
+        self._completions: OrderedDict[int, Completions] = OrderedDict()
+
+    def completions_of(self, clone: int) -> Completions:
+        """Return which samples of a clone are done; clone 0 is the original."""
+        done = self._completions.get(clone)
+        if done is None:
+            done = self._completions[clone] = Completions()
+            if len(self._completions) > _CLONES:
+                self._completions.popitem(last=False)
+        return done
 
 
 class SampleMemory:
@@ -149,6 +193,8 @@ class Service:
         store: Store,
         folders: Folders,
         limits: Limits,
+        flags: Flags | None = None,
+        clock: Callable[[], datetime] = now,
     ) -> None:
         self.port = port
         self.card = card
@@ -156,6 +202,17 @@ class Service:
         self.store = store
         self.folders = folders
         self.limits = limits
+        self.flags = flags or Flags()
+        self.clock = clock
+        """The time of day: of records and of what expires."""
+        self.credentials = Credentials(clock)
+        self.readers = Readers()
+        self.copies: OrderedDict[str, tuple[bytes, Promise]] = OrderedDict()
+        """By idempotency key."""
+        self.ledger = Ledger(store, clock)
+        self.shelf = Shelf(store, folders, self.ledger, clock)
+        self.meter = Meter(self.ledger, self._session_of, port.tick)
+        port.watch(self.meter.watch)
         self.promises = PromiseBook(delivered_limit_bytes=limits.delivered_bytes)
         self.snapshots = SnapshotPool(
             port,
@@ -168,21 +225,29 @@ class Service:
         self.held_polls = 0
         self.waiting = Budget(limits.waiting_bytes)
         self._sessions: dict[str, Session] = {}
+        self._ending: set[str] = set()
         self._models: dict[str, Model] = {}
         self._samplers: dict[str, Sampler] = {}
         self._tasks: TaskGroup | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep everything going until cancelled."""
-        async with anyio.create_task_group() as self._tasks:
-            task_status.started()
-            while True:
-                await anyio.sleep(self.limits.housekeeping_s)
-                try:
-                    await self._keep_house()
-                except (OSError, sqlite3.Error):
-                    # A full disk must not end the sessions that do not need it.
-                    log.exception("housekeeping_failed")
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                task_status.started()
+                while True:
+                    await anyio.sleep(self.limits.housekeeping_s)
+                    await self._at_leisure(self._keep_house)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._at_leisure(self._write_down)
+
+    async def _at_leisure(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await work()
+        except (OSError, sqlite3.Error):
+            # A full disk must not end the sessions that do not need it.
+            log.exception("housekeeping_failed")
 
     def start_soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         """Start a task that ends with the service."""
@@ -195,6 +260,10 @@ class Service:
     def is_live(self, session_id: str) -> bool:
         """Whether a session is neither over nor unknown."""
         return session_id in self._sessions
+
+    def is_ending(self, session_id: str) -> bool:
+        """Whether a session is over and being freed."""
+        return session_id in self._ending
 
     def session(self, session_id: str, *, unknown_status: int = 404) -> Session:
         """Return a live session and note that its client lives.
@@ -251,6 +320,11 @@ class Service:
         self.session(sampler.session_id)
         return sampler
 
+    def project_of(self, session_id: str) -> str:
+        """Return the project of a session, whether it lives or not."""
+        row = self.store.sessions.get(session_id)
+        return DEFAULT_PROJECT if row is None else row.project
+
     def live_sessions(self) -> list[Session]:
         """Return the live sessions, oldest first."""
         return list(self._sessions.values())
@@ -267,18 +341,24 @@ class Service:
 
     async def open_session(self, **facts: Any) -> Session:
         """Make a session."""
-        row = SessionRow(session_id=f"s-{secrets.token_hex(8)}", created_at=now(), **facts)
-        await self.store.put_session(row)
-        session = Session(row)
+        session = Session(await self.record_session(**facts))
         self._sessions[session.id] = session
         return session
 
-    async def end_session(self, session_id: str, how: str) -> None:
+    async def record_session(self, **facts: Any) -> SessionRow:
+        """Store a session that no client is in."""
+        session_id = f"s-{secrets.token_hex(8)}"
+        row = SessionRow(session_id=session_id, created_at=self.clock(), **facts)
+        await self.store.put_session(row)
+        return row
+
+    async def end_session(self, session_id: str, how: str, detail: str | None = None) -> None:
         """End a session: what it holds is freed, its pending promises fail. The first end counts."""
         session = self._sessions.pop(session_id, None)
         if session is None:
             return
         reason = f"the session {session_id} is over ({how})"
+        self._ending.add(session_id)
         # First: what a lane fails would look like a result that nobody has fetched.
         pending = self.promises.end_session(session_id, reason, keep_unfetched=how != SILENT)
         for model in self.models_of(session_id):
@@ -286,7 +366,8 @@ class Service:
         for promise in pending:
             self.port.cancel_sample(promise.request_id)
         await self._free_samplers(session_id)
-        session.row.ended = how
+        session.row.ended, session.row.detail = how, detail
+        self._ending.discard(session_id)
         try:
             await self.store.put_session(session.row)
         except (OSError, sqlite3.Error):
@@ -306,7 +387,7 @@ class Service:
         self, session: Session, model_seq_id: int, lora: LoraConfig, metadata: dict[str, Any] | None
     ) -> Model:
         """Make a model with an empty lane; its first operation has to make it in the engine."""
-        time = now()
+        time = self.clock()
         row = RunRow(
             run_id=f"{session.id}:train:{model_seq_id}",
             session_id=session.id,
@@ -320,6 +401,7 @@ class Service:
             limit=self.limits.lane_requests,
             limit_bytes=self.limits.lane_bytes,
             shared=self.waiting,
+            in_order=session.in_order,
         )
         model = Model(row, lane)
         self._models[row.run_id] = model
@@ -338,21 +420,13 @@ class Service:
     def add_sampler(self, sampler: Sampler) -> None:
         """Make a sampling session known."""
         self._samplers[sampler.id] = sampler
+        self.ledger.sampler(sampler.id, sampler.session_id, sampler.model_path)
 
-    async def delete_checkpoint(self, row: CheckpointRow) -> None:
-        """Forget a checkpoint, then remove its folder: it is never listed without its files.
-
-        On a disk so full that not even this can be written the folder goes first, to make room. A
-        kill between the two leaves a row without a folder, which a restart does not list.
-        """
-        await self.folders.doom(row.folder)
+    def _session_of(self, request_id: str) -> str | None:
         try:
-            await self.store.delete_checkpoint(row.path)
-        except sqlite3.Error:
-            await self.folders.remove(row.folder)
-            await self.store.delete_checkpoint(row.path)
-        else:
-            await self.folders.remove(row.folder)
+            return self.promises.get(request_id).session_id
+        except Refusal:  # its session ended while its weights were loading
+            return None
 
     # --- housekeeping ---------------------------------------------------------
 
@@ -364,16 +438,16 @@ class Service:
                 await self.end_session(session.id, SILENT)
         for model in list(self._models.values()):
             model.lane.give_up_gap(self.limits.gap_s)
-            if model.touched:
+        await self.shelf.sweep()
+        await self._write_down()
+
+    async def _write_down(self) -> None:
+        """Write what is only in memory so far."""
+        for model in list(self._models.values()):
+            if model.touched and model.row.run_id in self.store.runs:
                 model.touched = False
                 await self.store.put_run(model.row)
-        await self._expire_checkpoints()
-
-    async def _expire_checkpoints(self) -> None:
-        time = now()
-        for row in list(self.store.checkpoints.values()):
-            if row.expires_at is not None and row.expires_at < time:
-                await self.delete_checkpoint(row)
+        await self.ledger.write()
 
     def statistics(self) -> dict[str, int]:
         """Return the sizes of everything that can grow."""
@@ -388,23 +462,6 @@ class Service:
             **self.promises.statistics(),
             **self.snapshots.statistics(),
         }
-
-
-def expiry(ttl_seconds: int | None) -> Any:
-    """Return when a checkpoint with this time to live expires, or None for never.
-
-    Raises:
-        Refusal: 422, not between an hour and ten years.
-    """
-    if ttl_seconds is None:
-        return None
-    if not 3600 <= ttl_seconds <= 315_360_000:
-        raise Refusal(
-            422,
-            f"ttl_seconds must be between 3600 and 315360000, got {ttl_seconds}",
-            field="ttl_seconds",
-        )
-    return now() + timedelta(seconds=ttl_seconds)
 
 
 def _ignore(_result: object) -> None:

@@ -1,14 +1,14 @@
-"""What survives a restart: sessions, training runs and checkpoints, in one SQLite file.
+"""What survives a restart: sessions, training runs, checkpoints and the ledger, in one SQLite file.
 
-Memory is the truth while the server runs and is read without waiting; each change is
-written to SQLite before it is acknowledged, by one worker thread, since a commit may
+Of the first three memory is the truth while the server runs and is read without waiting; each
+change is written to SQLite before it is acknowledged, by one worker thread, since a commit may
 wait for the disk while the event loop holds hundreds of polls.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,80 +17,31 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from tinker_async.data.params import LoraConfig
-from tinker_async.data.paths import KINDS, CheckpointPath
-from tinker_async.data.results import Checkpoint, TrainingRun
 from tinker_async.errors import ConfigError
+from tinker_async.local.server.rows import CheckpointRow, RunRow, SessionRow
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (id TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS checkpoints (path TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS samplers
+    (id TEXT PRIMARY KEY, session_id TEXT NOT NULL, model_path TEXT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS samplers_of_session ON samplers (session_id);
+CREATE TABLE IF NOT EXISTS usage
+    (hour INTEGER, kind TEXT, session_id TEXT, amount INTEGER NOT NULL,
+     PRIMARY KEY (hour, kind, session_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stored
+    (session_id TEXT NOT NULL, size_bytes INTEGER NOT NULL, from_s REAL NOT NULL, to_s REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS audit (at_s REAL NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS audit_by_time ON audit (at_s);
 """
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-class SessionRow(msgspec.Struct):
-    """A session as it is stored."""
-
-    session_id: str
-    created_at: datetime
-    tags: list[str]
-    user_metadata: dict[str, Any] | None = None
-    display_name: str | None = None
-    ended: str | None = None
-    """How it ended, or None while it lives (or when the server died first)."""
-
-
-class RunRow(msgspec.Struct):
-    """A training run as it is stored."""
-
-    run_id: str
-    session_id: str
-    base_model: str
-    lora: LoraConfig
-    created_at: datetime
-    last_request_at: datetime
-    user_metadata: dict[str, Any] | None = None
-
-
-class CheckpointRow(msgspec.Struct):
-    """A checkpoint as it is stored. `folder` is relative to the data directory."""
-
-    run_id: str
-    kind: str
-    name: str
-    folder: str
-    base_model: str
-    lora: LoraConfig
-    created_at: datetime
-    size_bytes: int
-    public: bool = False
-    expires_at: datetime | None = None
-    user_metadata: dict[str, str] | None = None
-
-    @property
-    def path(self) -> str:
-        """The `tinker://` path."""
-        return str(CheckpointPath(self.run_id, self.kind, self.name))
-
-    def public_view(self) -> Checkpoint:
-        """Return what listings show."""
-        return Checkpoint(
-            checkpoint_id=f"{self.kind}/{self.name}",
-            checkpoint_type=KINDS[self.kind],
-            time=self.created_at,
-            tinker_path=self.path,
-            size_bytes=self.size_bytes,
-            public=self.public,
-            expires_at=self.expires_at,
-            user_metadata=self.user_metadata,
-        )
+R = TypeVar("R")
 
 
 class Store:
-    """The three tables and their picture in memory.
+    """The tables, and of the records a picture in memory.
 
     A write gives its change to memory only after SQLite has it. A checkpoint whose folder was
     taken away is not shown, and shown again by the next server if the folder is back.
@@ -130,11 +81,12 @@ class Store:
         for (body,) in self._db.execute(f"SELECT body FROM {table} ORDER BY rowid"):  # noqa: S608  # our own table names
             yield msgspec.json.decode(body, type=type_)
 
-    async def _in_thread(self, work: Callable[[], object]) -> None:
+    async def in_thread(self, work: Callable[[], R]) -> R:
+        """Run work in the one thread of the database, and return what it returns."""
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(1)  # SQLite has one writer anyway
         # Shielded by anyio: a write that has begun ends before the caller goes on.
-        await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
     async def _put(self, table: str, key: str, row: msgspec.Struct) -> None:
         column = "path" if table == "checkpoints" else "id"
@@ -143,7 +95,7 @@ class Store:
             f"INSERT INTO {table} ({column}, body) VALUES (?, ?) "  # noqa: S608  # our own table names
             f"ON CONFLICT ({column}) DO UPDATE SET body = excluded.body"
         )
-        await self._in_thread(lambda: self._db.execute(sql, (key, body)))
+        await self.in_thread(lambda: self._db.execute(sql, (key, body)))
 
     async def put_session(self, row: SessionRow) -> None:
         """Write a session."""
@@ -162,32 +114,29 @@ class Store:
 
     async def delete_checkpoint(self, path: str) -> None:
         """Forget a checkpoint; its files are the caller's."""
-        await self._in_thread(
+        await self.in_thread(
             lambda: self._db.execute("DELETE FROM checkpoints WHERE path = ?", (path,))
         )
         self.checkpoints.pop(path, None)
 
-    def checkpoints_of(self, run_id: str) -> list[CheckpointRow]:
-        """Return the checkpoints of a run, oldest first."""
-        return [row for row in self.checkpoints.values() if row.run_id == run_id]
+    async def batch(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Carry out many statements as one transaction: all of them or none."""
 
-    def view_run(self, row: RunRow) -> TrainingRun:
-        """Return what listings show of a run."""
-        newest: dict[str, Checkpoint] = {}
-        for checkpoint in sorted(self.checkpoints_of(row.run_id), key=lambda c: c.created_at):
-            newest[checkpoint.kind] = checkpoint.public_view()
-        metadata = row.user_metadata
-        return TrainingRun(
-            training_run_id=row.run_id,
-            base_model=row.base_model,
-            model_owner="local",
-            is_lora=True,
-            lora_rank=row.lora.rank,
-            last_request_time=row.last_request_at,
-            last_checkpoint=newest.get("weights"),
-            last_sampler_checkpoint=newest.get("sampler_weights"),
-            user_metadata=metadata and {key: str(value) for key, value in metadata.items()},
-        )
+        def work() -> None:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for sql, values in statements:
+                    self._db.execute(sql, values)
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+        await self.in_thread(work)
+
+    async def query(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        """Return the rows of a SELECT, as tuples."""
+        return await self.in_thread(lambda: self._db.execute(sql, values).fetchall())
 
     def close(self) -> None:
         """Close the file. Blocks for a moment."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -26,7 +28,7 @@ async def retrieve_future(service: Service, request: Request) -> Response:
     if not promise.settled:
         await _hold(service, promise)
     if promise.settled:
-        return _deliver(service, promise, request)
+        return _deliver(service, promise, request, sized=wanted.allow_metadata_only)
     if service.promises.stopping:
         raise Refusal(503, "the server is stopping", retry_after_s=1)
     return answer(
@@ -36,18 +38,28 @@ async def retrieve_future(service: Service, request: Request) -> Response:
 
 async def _hold(service: Service, promise: Promise) -> None:
     """Wait for a result, as long as a poll is held."""
+    with held_poll(service), anyio.move_on_after(service.limits.hold_s):
+        while not (promise.settled or service.promises.stopping):
+            await promise.wait()
+
+
+@contextmanager
+def held_poll(service: Service) -> Iterator[None]:
+    """Count a poll that is held.
+
+    Raises:
+        Refusal: 429, too many are.
+    """
     if service.held_polls >= service.limits.held_polls:
         raise Refusal(429, f"{service.held_polls} polls are held already", retry_after_s=1)
     service.held_polls += 1
     try:
-        with anyio.move_on_after(service.limits.hold_s):
-            while not (promise.settled or service.promises.stopping):
-                await promise.wait()
+        yield
     finally:
         service.held_polls -= 1
 
 
-def _deliver(service: Service, promise: Promise, request: Request) -> Response:
+def _deliver(service: Service, promise: Promise, request: Request, *, sized: bool) -> Response:
     outcome = promise.outcome
     protobuf = (
         promise.kind != "json"
@@ -55,6 +67,8 @@ def _deliver(service: Service, promise: Promise, request: Request) -> Response:
         and PROTOBUF in request.headers.get("accept", "")
     )
     content = b"".join(_protobuf(promise, outcome)) if protobuf else _json(promise, outcome)
+    if sized and len(content) > service.limits.inline_bytes:
+        return answer({"status": "complete_metadata", "response_payload_size": len(content)})
     service.promises.delivered(promise, len(content))
     return Response(content, media_type=PROTOBUF if protobuf else JSON)
 

@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tinker_async.data.results import Cursor
+from tinker_async.data.records import Cursor
 from tinker_async.local.server.http import Body, read_body
 from tinker_async.local.server.refusal import Refusal
 from tinker_async.local.server.service import Service
@@ -24,6 +24,19 @@ Handler: TypeAlias = Callable[[Service, Request], Awaitable[Response]]
 async def body_of(service: Service, request: Request) -> Body:
     """Read the body within the service's limit."""
     return await read_body(request, limit_bytes=service.limits.body_bytes)
+
+
+def check_scope(request: Request) -> None:
+    """Check `access_scope`; all that is here belongs to the one who asks, so both mean the same.
+
+    Raises:
+        Refusal: 422, neither `owned` nor `accessible`.
+    """
+    scope = request.query_params.get("access_scope", "owned")
+    if scope not in ("owned", "accessible"):
+        raise Refusal(
+            422, f"access_scope must be owned or accessible, got {scope!r}", field="access_scope"
+        )
 
 
 def page(request: Request, rows: Sequence[T], *, default_limit: int) -> tuple[Sequence[T], Cursor]:

@@ -2,71 +2,87 @@
 
 from __future__ import annotations
 
-import msgspec
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tinker_async.data.paths import CheckpointPath
-from tinker_async.local.server.endpoints.routing import Handler, body_of, page
+from tinker_async.data.records import CheckpointsListResponse, TrainingRunsResponse
+from tinker_async.local.server.endpoints.routing import Handler, body_of, check_scope, page
 from tinker_async.local.server.http import answer, parse
 from tinker_async.local.server.refusal import Refusal
-from tinker_async.local.server.service import Service, expiry
-from tinker_async.local.server.store import CheckpointRow, RunRow
-from tinker_async.wire.messages import CheckpointsResponse, TrainingRunsResponse
-
-
-class _TtlRequest(msgspec.Struct, frozen=True):
-    ttl_seconds: int | None
+from tinker_async.local.server.rows import CheckpointRow, RunRow, view_run
+from tinker_async.local.server.service import Service
+from tinker_async.local.server.shelf import no_checkpoint
+from tinker_async.wire.messages import CheckpointTtlRequest
 
 
 async def list_runs(service: Service, request: Request) -> Response:
-    """List training runs, newest first."""
+    """List training runs, newest first; `project_id` leaves those of other projects out."""
+    check_scope(request)
     newest = list(reversed(service.store.runs.values()))
+    project = request.query_params.get("project_id")
+    if project:
+        newest = [row for row in newest if service.project_of(row.session_id) == project]
     rows, cursor = page(request, newest, default_limit=20)
-    views = [service.store.view_run(row) for row in rows]
+    checkpoints = service.shelf.by_run()
+    views = [view_run(row, checkpoints.get(row.run_id, [])) for row in rows]
     return answer(TrainingRunsResponse(training_runs=views, cursor=cursor))
 
 
 async def get_run(service: Service, request: Request) -> Response:
     """Describe a training run."""
-    return answer(service.store.view_run(_run(service, request)))
+    check_scope(request)
+    row = _run(service, request)
+    return answer(view_run(row, service.shelf.of_run(row.run_id)))
 
 
 async def list_checkpoints_of_run(service: Service, request: Request) -> Response:
-    """List the checkpoints of a run, oldest first."""
-    rows = service.store.checkpoints_of(_run(service, request).run_id)
-    return answer(CheckpointsResponse(checkpoints=[row.public_view() for row in rows]))
+    """List the checkpoints of a run, newest first."""
+    rows = service.shelf.of_run(_run(service, request).run_id)
+    return answer(CheckpointsListResponse(checkpoints=[row.public_view() for row in rows]))
 
 
 async def list_checkpoints(service: Service, request: Request) -> Response:
     """List all checkpoints, newest first."""
-    newest = list(reversed(service.store.checkpoints.values()))
-    rows, cursor = page(request, newest, default_limit=100)
+    rows, cursor = page(request, service.shelf.all(), default_limit=100)
     views = [row.public_view() for row in rows]
-    return answer(CheckpointsResponse(checkpoints=views, cursor=cursor))
+    return answer(CheckpointsListResponse(checkpoints=views, cursor=cursor))
 
 
 async def delete_checkpoint(service: Service, request: Request) -> Response:
     """Delete a checkpoint. Samplers that have it in memory go on."""
-    row = _checkpoint(service, request)
-    await service.delete_checkpoint(row)
+    await body_of(service, request)
+    await service.shelf.delete(named_checkpoint(service, request))
     return Response(status_code=204)
 
 
 async def publish(service: Service, request: Request) -> Response:
-    """Mark a checkpoint as public (POST) or private (DELETE); nothing else follows from it here."""
-    row = _checkpoint(service, request)
+    """Mark a checkpoint as public (POST) or private (DELETE); 409 when it is so already."""
+    await body_of(service, request)
     public = request.method == "POST"
-    await service.store.put_checkpoint(msgspec.structs.replace(row, public=public))
+
+    def decide(row: CheckpointRow) -> dict[str, Any]:
+        if row.public == public:
+            raise Refusal(
+                409,
+                f"{row.path} is {'public' if public else 'private'} already",
+                field="checkpoint_id",
+            )
+        return {"public": public}
+
+    event = "published" if public else "unpublished"
+    await service.shelf.change(named_checkpoint(service, request), event, decide)
     return Response(status_code=204)
 
 
 async def set_ttl(service: Service, request: Request) -> Response:
     """Let a checkpoint expire some seconds from now, or never."""
-    wanted = parse(await body_of(service, request), _TtlRequest)
-    row = _checkpoint(service, request)
-    changed = msgspec.structs.replace(row, expires_at=expiry(wanted.ttl_seconds))
-    await service.store.put_checkpoint(changed)
+    wanted = parse(await body_of(service, request), CheckpointTtlRequest)
+    row = named_checkpoint(service, request)
+    expires_at = service.shelf.expiry(wanted.ttl_seconds)
+    await service.shelf.change(row, "ttl_set", lambda _row: {"expires_at": expires_at})
     return Response(status_code=204)
 
 
@@ -78,24 +94,30 @@ def _run(service: Service, request: Request) -> RunRow:
     return row
 
 
-def _checkpoint(service: Service, request: Request) -> CheckpointRow:
+def named_checkpoint(service: Service, request: Request) -> CheckpointRow:
+    """Return the checkpoint that the request's path names.
+
+    Raises:
+        Refusal: 404, there is none.
+    """
     named = request.path_params
     path = str(CheckpointPath(named["run_id"], named["kind"], named["name"]))
-    row = service.store.checkpoints.get(path)
+    row = service.shelf.get(path)
     if row is None:
-        raise Refusal(404, f"no checkpoint {path}", field="checkpoint_id")
+        raise no_checkpoint(path)
     return row
 
 
-_ONE = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
+ONE = "/training_runs/{run_id}/checkpoints/{kind}/{name}"
+"""Where one checkpoint is."""
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/training_runs", list_runs),
     ("GET", "/training_runs/{run_id}", get_run),
     ("GET", "/training_runs/{run_id}/checkpoints", list_checkpoints_of_run),
     ("GET", "/checkpoints", list_checkpoints),
-    ("DELETE", _ONE, delete_checkpoint),
-    ("POST", _ONE + "/publish", publish),
-    ("DELETE", _ONE + "/publish", publish),
-    ("PUT", _ONE + "/ttl", set_ttl),
+    ("DELETE", ONE, delete_checkpoint),
+    ("POST", ONE + "/publish", publish),
+    ("DELETE", ONE + "/publish", publish),
+    ("PUT", ONE + "/ttl", set_ttl),
 )

@@ -13,9 +13,10 @@ from starlette.responses import Response
 from tinker_async.data.results import SampleResponse, TopkLogprobs
 from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine.jobs import Sample
+from tinker_async.local.server.completions import CLONE_NUMBERS
+from tinker_async.local.server.endpoints.loading import checkpoint_at
 from tinker_async.local.server.endpoints.routing import Handler, body_of
 from tinker_async.local.server.endpoints.training import check_base_model
-from tinker_async.local.server.endpoints.weights import checkpoint_at
 from tinker_async.local.server.http import answer, parse
 from tinker_async.local.server.promises import Promise
 from tinker_async.local.server.refusal import Refusal, checked_number
@@ -24,7 +25,6 @@ from tinker_async.local.server.snapshots import SnapshotGoneError
 from tinker_async.wire.messages import (
     CreateSamplingSessionRequest,
     CreateSamplingSessionResponse,
-    GetSamplerResponse,
     SampleRequest,
     UntypedAPIFuture,
 )
@@ -57,20 +57,10 @@ def _open(service: Service, sampler_id: str, wanted: CreateSamplingSessionReques
             raise Refusal(400, "base_model or model_path must be given", field="base_model")
         check_base_model(service, wanted.base_model)
         return Sampler(sampler_id, wanted.session_id, None, None)
-    row = checkpoint_at(service, wanted.model_path, field="model_path")
+    row = checkpoint_at(service, wanted.model_path, field="model_path", purpose="sample")
     check_base_model(service, row.base_model)
     service.snapshots.register(row.folder, service.folders.inside(row.folder))
     return Sampler(sampler_id, wanted.session_id, row.folder, wanted.model_path)
-
-
-async def get_sampler(service: Service, request: Request) -> Response:
-    """Describe a sampling session."""
-    sampler = service.sampler(request.path_params["sampler_id"])
-    return answer(
-        GetSamplerResponse(
-            sampler_id=sampler.id, base_model=service.card.name, model_path=sampler.model_path
-        )
-    )
 
 
 async def asample(service: Service, request: Request) -> Response:
@@ -87,6 +77,7 @@ async def asample(service: Service, request: Request) -> Response:
     service.waiting.check(len(body.data))
     ids = _sequence_ids(sampler, wanted)
     promise = service.promises.make("sample", session_id=sampler.session_id)
+    promise.listing = sampler.completions_of((wanted.seq_id or 0) // CLONE_NUMBERS)
     if wanted.seq_id is None:
         sampler.unnumbered += 1
     else:
@@ -112,10 +103,10 @@ def _check(service: Service, wanted: SampleRequest) -> None:
             f"num_samples must be between 1 and {limits.sequences_per_sample}, got {wanted.num_samples}",
             field="num_samples",
         )
-    if wanted.target_prompt_logprobs is not None:
-        raise Refusal(400, "not available on this server", field="target_prompt_logprobs")
-    if wanted.prompt_alt_tokens_k:
-        raise Refusal(400, "not available on this server", field="prompt_alt_tokens_k")
+    if wanted.prompt.text_length < 0:
+        raise Refusal(400, "this server reads text alone, no images and no audio", field="prompt")
+    if wanted.prompt_alt_tokens_k < 0:
+        raise Refusal(400, "must not be negative", field="prompt_alt_tokens_k")
     last_n = wanted.prompt_logprobs_last_n
     if last_n is not None and not (wanted.prompt_logprobs and 1 <= last_n < wanted.prompt.length):
         raise Refusal(
@@ -144,6 +135,8 @@ def _start(
         prompt_logprobs=bool(wanted.prompt_logprobs),
         topk_prompt_logprobs=wanted.topk_prompt_logprobs,
         topk_sample_logprobs=wanted.topk_sample_logprobs,
+        target_prompt_logprobs=wanted.target_prompt_logprobs,
+        prompt_alt_tokens_k=wanted.prompt_alt_tokens_k,
         key=promise.request_id,
     )
     service.samples_waiting += 1
@@ -215,6 +208,5 @@ def _only_last(response: SampleResponse, last_n: int) -> SampleResponse:
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/create_sampling_session", create_sampling_session),
-    ("GET", "/samplers/{sampler_id}", get_sampler),
     ("POST", "/asample", asample),
 )

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tinker_async.data.results import GetServerCapabilitiesResponse, SupportedModel
-from tinker_async.local.server.endpoints.routing import Handler, body_of, page
+from tinker_async.local.server.endpoints.routing import Handler, body_of
+from tinker_async.local.server.eras import sends_in_order
 from tinker_async.local.server.http import JSON, answer, parse
 from tinker_async.local.server.refusal import Refusal
 from tinker_async.local.server.service import Service
 from tinker_async.wire.messages import (
-    ClientConfigResponse,
     CreateSessionRequest,
     CreateSessionResponse,
-    DynamicConfigResponse,
+    FinishReason,
     FinishSessionRequest,
     SessionHeartbeatRequest,
 )
+
+_REASONS = ("success", "errored", "interrupted")
+_SUCCESS = FinishSessionRequest(FinishReason("success"))
 
 
 async def health(_service: Service, _request: Request) -> Response:
@@ -40,15 +42,15 @@ async def capabilities(service: Service, _request: Request) -> Response:
 
 
 async def client_config(service: Service, request: Request) -> Response:
-    """Give the clients' limits. Compression would only burn the CPU that trains."""
+    """Give the clients' limits and switches."""
     await body_of(service, request)
-    return answer(ClientConfigResponse(parallel_fwdbwd_chunks=True))
+    return answer(service.flags.client)
 
 
 async def dynamic_config(service: Service, request: Request) -> Response:
     """Give the switches that clients read again and again."""
     await body_of(service, request)
-    return answer(DynamicConfigResponse(sample_cancel_enabled=True))
+    return answer(service.flags.dynamic)
 
 
 async def create_session(service: Service, request: Request) -> Response:
@@ -58,7 +60,9 @@ async def create_session(service: Service, request: Request) -> Response:
         tags=wanted.tags,
         user_metadata=wanted.user_metadata,
         display_name=wanted.display_name if isinstance(wanted.display_name, str) else None,
+        project_id=wanted.project_id if isinstance(wanted.project_id, str) else None,
     )
+    session.in_order = sends_in_order(request.headers)
     return answer(CreateSessionResponse(session_id=session.id))
 
 
@@ -72,38 +76,20 @@ async def heartbeat(service: Service, request: Request) -> Response:
 async def finish(service: Service, request: Request) -> Response:
     """End a session; the first reason counts, and a repetition is fine."""
     body = await body_of(service, request)
-    reason = parse(body, FinishSessionRequest).reason.type if body.data else "success"
-    session_id = request.path_params["session_id"]
-    if session_id not in service.store.sessions:
-        raise Refusal(404, f"no session {session_id!r}", field="session_id")
-    await service.end_session(session_id, reason)
-    return answer({})
-
-
-async def list_sessions(service: Service, request: Request) -> Response:
-    """List session ids, newest first."""
-    ids = list(reversed(service.store.sessions))
-    rows, _cursor = page(request, ids, default_limit=20)
-    return answer({"sessions": rows})
-
-
-async def get_session(service: Service, request: Request) -> Response:
-    """Name the training runs and samplers of a session."""
+    wanted = parse(body, FinishSessionRequest) if body.data else _SUCCESS
+    if wanted.reason.type not in _REASONS:
+        raise Refusal(422, f"reason must be one of {', '.join(_REASONS)}", field="reason")
     session_id = request.path_params["session_id"]
     row = service.store.sessions.get(session_id)
     if row is None:
         raise Refusal(404, f"no session {session_id!r}", field="session_id")
-    content: dict[str, Any] = {
-        "training_run_ids": [
-            run.run_id for run in service.store.runs.values() if run.session_id == session_id
-        ],
-        "sampler_ids": [sampler.id for sampler in service.samplers_of(session_id)],
-    }
-    if row.user_metadata is not None:
-        content["user_metadata"] = {key: str(value) for key, value in row.user_metadata.items()}
-    if row.display_name is not None:
-        content["display_name"] = row.display_name
-    return answer(content)
+    if service.is_live(session_id):
+        await service.end_session(session_id, wanted.reason.type, wanted.detail)
+    elif row.ended is None and not service.is_ending(session_id):
+        # An earlier server died before it.
+        row.ended, row.detail = wanted.reason.type, wanted.detail
+        await service.store.put_session(row)
+    return answer({})
 
 
 async def telemetry(service: Service, request: Request) -> Response:
@@ -130,8 +116,6 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/create_session", create_session),
     ("POST", "/session_heartbeat", heartbeat),
     ("POST", "/sessions/{session_id}/finish", finish),
-    ("GET", "/sessions", list_sessions),
-    ("GET", "/sessions/{session_id}", get_session),
     ("POST", "/telemetry", telemetry),
     ("GET", "/tokenizers/{name:path}", tokenizer),
 )

@@ -13,7 +13,7 @@ from tinker_async.data.datum import Datum
 from tinker_async.data.params import AdamParams, LoraConfig
 from tinker_async.data.results import GetInfoResponse, ModelData
 from tinker_async.errors import InvalidInputError
-from tinker_async.local.engine.jobs import CreateModel, ForwardBackward, Job, OptimStep
+from tinker_async.local.engine.jobs import CreateModel, CustomLoss, ForwardBackward, Job, OptimStep
 from tinker_async.local.server.endpoints.routing import Handler, body_of
 from tinker_async.local.server.faults import fault_of
 from tinker_async.local.server.http import Body, answer, parse
@@ -22,7 +22,10 @@ from tinker_async.local.server.promises import Kind, Promise
 from tinker_async.local.server.refusal import Refusal, checked_number
 from tinker_async.local.server.service import Model, Service, Session
 from tinker_async.local.server.store import now
+from tinker_async.loss_graphs import GraphLoss
 from tinker_async.wire.messages import (
+    CreateCustomLossRequest,
+    CreateCustomLossResponse,
     CreateModelRequest,
     CreateModelResponse,
     ForwardBackwardInput,
@@ -33,6 +36,9 @@ from tinker_async.wire.messages import (
 )
 from tinker_async.wire.protobuf import DecodeError
 from tinker_async.wire.training import decode_forward_backward
+
+_MOST_LOSSES = 1000
+"""Of one session; each can be large."""
 
 
 class _OptimStepRequest(msgspec.Struct, frozen=True):
@@ -253,23 +259,77 @@ def _queue_forward(
     only: bool,
 ) -> Response:
     model = service.model(model_id)
-    job = ForwardBackward(model_id, data, loss_fn, config, only)
-    operation = partial(service.port.run, job)
+    try:
+        custom = None
+        if loss_fn == "custom":
+            custom, config = service.session(model.row.session_id).custom_loss(config), {}
+        job = ForwardBackward(model_id, data, loss_fn, config, only, custom)
+        operation: Operation = partial(service.port.run, job)
+    except InvalidInputError as error:
+        operation = _failing(error)
     return promised(enqueue(service, model, seq_id, body, operation, kind="forward_backward"))
 
 
+def _failing(error: InvalidInputError) -> Operation:
+    """Return an operation that fails. A refusal would leave a gap in the model's numbers."""
+
+    async def fail() -> None:
+        raise error
+
+    return fail
+
+
 async def optim_step(service: Service, request: Request) -> Response:
-    """Queue an AdamW step."""
+    """Queue an AdamW step; a step of another optimizer fails in its turn."""
     body = await body_of(service, request)
     wanted = parse(body, _OptimStepRequest)
     model = service.model(wanted.model_id)
     adam = wanted.adam_params or wanted.optim_params
     if adam is None:
-        if wanted.optimizer_params is not None:
-            check_optimizer(wanted.optimizer_params)
-        raise Refusal(422, "adam_params is missing", field="adam_params")
+        if wanted.optimizer_params is None:
+            model.lane.pass_over(wanted.seq_id)
+            raise Refusal(422, "adam_params is missing", field="adam_params")
+        kind = wanted.optimizer_params.get("type")
+        error = InvalidInputError(
+            f"optimizer_params: {kind!r} is not available; available: adamw, by adam_params",
+            field="optimizer_params",
+        )
+        return promised(enqueue(service, model, wanted.seq_id, body, _failing(error)))
     operation = partial(service.port.run, OptimStep(wanted.model_id, adam))
     return promised(enqueue(service, model, wanted.seq_id, body, operation))
+
+
+async def create_custom_loss(service: Service, request: Request) -> Response:
+    """Take a custom loss; its id names it in `forward_backward`. A repetition gets the same."""
+    body = await body_of(service, request)
+    wanted = parse(body, CreateCustomLossRequest)
+    session = service.session(wanted.session_id)
+    number = checked_number(wanted.custom_loss_seq_id, "custom_loss_seq_id")
+    known = session.losses.get(number)
+    if known is None:
+        if len(session.losses) >= _MOST_LOSSES:
+            raise Refusal(400, f"a session has at most {_MOST_LOSSES} custom losses")
+        known = session.losses[number] = (body.digest, _made(service, session, wanted))
+    if known[0] != body.digest:
+        raise Refusal(
+            409,
+            f"custom_loss_seq_id {number} was used for another loss",
+            field="custom_loss_seq_id",
+        )
+    return promised(known[1])
+
+
+def _made(service: Service, session: Session, wanted: CreateCustomLossRequest) -> Promise:
+    promise = service.promises.make("json", session_id=session.id)
+    try:
+        GraphLoss(wanted.inputs, wanted.graph)
+    except InvalidInputError as error:
+        promise.settle(error)
+    else:
+        loss_id = f"{session.id}:loss:{wanted.custom_loss_seq_id}"
+        session.graphs[loss_id] = CustomLoss(wanted.inputs, wanted.graph)
+        promise.settle(CreateCustomLossResponse(loss_id=loss_id))
+    return promise
 
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -279,4 +339,5 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/forward_backward", forward_backward),
     ("POST", "/forward", forward),
     ("POST", "/optim_step", optim_step),
+    ("POST", "/create_custom_loss", create_custom_loss),
 )
