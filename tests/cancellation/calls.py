@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import anyio
 import msgspec
-from cancellation.scene import DATUM, PARAMS, PROMPT, QUICK, Scene
+from cancellation.scene import DATUM, PARAMS, PROMPT, Scene
 
-from tinker_async import AdamParams, SampleResponse, SampleTask
+from tinker_async import AdamParams, Feature, SampleResponse, SampleTask
 from tinker_async.testing import faults
 
 Make: TypeAlias = Callable[[Scene], Awaitable[Any]]
@@ -29,6 +29,10 @@ class Row(msgspec.Struct, frozen=True):
     arrange: Arrange
     """What goes wrong on its way, afresh for each call."""
     variant: str = ""
+    keeps: tuple[str, ...] = ()
+    """Tasks that may be left, cancelled or not: the lane of a model that the row makes first."""
+    polls_together: bool = False
+    """Whether the server turns the session poller on."""
 
     def __str__(self) -> str:
         return f"{self.names[0]} {self.variant}".strip()
@@ -41,11 +45,13 @@ def nothing(_: Scene) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def call(*names: str, variant: str = "", arrange: Arrange = nothing) -> Callable[[Make], Make]:
+def call(
+    *names: str, variant: str = "", arrange: Arrange = nothing, keeps: tuple[str, ...] = ()
+) -> Callable[[Make], Make]:
     """Add a row."""
 
     def add(make: Make) -> Make:
-        ROWS.append(Row(names, make, arrange, variant))
+        ROWS.append(Row(names, make, arrange, variant, keeps))
         return make
 
     return add
@@ -55,6 +61,13 @@ def also(make: Make, variant: str, arrange: Arrange) -> None:
     """Add a row that meets trouble on its way."""
     first = next(row for row in ROWS if row.make is make)
     ROWS.append(msgspec.structs.replace(first, variant=variant, arrange=arrange))
+
+
+def polled_together(make: Make) -> None:
+    """Add a row with the session poller."""
+    rows = [row for row in ROWS if row.make is make]
+    variant = f"{rows[0].variant} with the session poller".strip()
+    ROWS.append(msgspec.structs.replace(rows[0], variant=variant, polls_together=True))
 
 
 def trouble(**endpoints: tuple[faults.Fault, ...]) -> Arrange:
@@ -105,11 +118,24 @@ async def create_training_client_from_state_with_optimizer(scene: Scene) -> Any:
     return type(await session.create_training_client_from_state_with_optimizer(scene.path))
 
 
-also(
-    create_training_client_from_state,
-    "the older way",
-    trouble(load_weights=(faults.Status(422),)),
-)
+@contextmanager
+def cannot_create_by_load(scene: Scene) -> Iterator[None]:
+    """As a server that refuses it, and a session that does not know that yet."""
+    features = scene.session._open_parts().caller.features
+    features.learn(Feature.CREATE_BY_LOAD, True)
+    with trouble(load_weights=(faults.Status(422),))(scene):
+        yield
+
+
+also(create_training_client_from_state, "the older way", cannot_create_by_load)
+
+
+@call("Session.create_custom_loss")
+async def create_custom_loss(scene: Scene) -> Any:
+    def loss(logprobs: Any) -> Any:
+        return logprobs.sum() * scene.loss_number(), {}
+
+    return (await scene.session.create_custom_loss(loss, {"logprobs": 1})).name
 
 
 @call("Session.create_sampling_client")
@@ -201,6 +227,23 @@ async def save_weights_for_sampler(scene: Scene) -> Any:
     return (await scene.trainer.save_weights_for_sampler(name)).path.endswith(f"/{name}")
 
 
+@call("TrainingClient.save_weights_external")
+async def save_weights_external(scene: Scene) -> Any:
+    name = scene.new_name()
+    return (await scene.trainer.save_weights_external(name)).path.endswith(f"/{name}")
+
+
+@call("TrainingClient.create_sampling_client")
+async def trainers_sampling_client(scene: Scene) -> Any:
+    return (await scene.trainer.create_sampling_client(scene.sampler_path)).model_path
+
+
+@call("TrainingClient.unload_model", keeps=("Lane.run",))
+async def unload_model(scene: Scene) -> Any:
+    trainer = await scene.session.create_lora_training_client("toy", rank=4)
+    return (await trainer.unload_model()).model_id == trainer.model_id
+
+
 @call("TrainingClient.save_weights_and_get_sampling_client")
 async def save_weights_and_get_sampling_client(scene: Scene) -> Any:
     return type(await scene.trainer.save_weights_and_get_sampling_client())
@@ -252,6 +295,9 @@ also(sample, "whose promise is lost", trouble(retrieve_future=(faults.Status(410
 also(sample, "polled again", trouble(retrieve_future=(faults.Status(503), faults.Stall(0.002))))
 
 
+polled_together(sample)
+
+
 @call("SamplingClient.sample", variant="within a time")
 async def sample_within(scene: Scene) -> Any:
     return tokens(await scene.sampler.sample(PROMPT, PARAMS, timeout=60))
@@ -260,6 +306,9 @@ async def sample_within(scene: Scene) -> Any:
 @call("SamplingClient.submit_sample")
 async def submit_sample(scene: Scene) -> Any:
     return tokens(await scene.sampler.submit_sample(PROMPT, PARAMS))
+
+
+polled_together(submit_sample)
 
 
 @call("SamplingClient.sample_group")
@@ -272,6 +321,9 @@ also(
     "with failures",
     trouble(asample=(faults.Status(503, commit=True), faults.TooMany(0.005, form="ms"))),
 )
+
+
+polled_together(sample_group)
 
 
 @call("SamplingClient.map", "SampleOutcomes.__anext__")
@@ -298,33 +350,3 @@ async def get_base_model(scene: Scene) -> Any:
 @call("SamplingClient.get_tokenizer")
 async def get_samplers_tokenizer(scene: Scene) -> Any:
     return (await scene.sampler.get_tokenizer(timeout=60)).encode("ab").ids
-
-
-# RestClient
-
-
-@call("RestClient.get_training_run")
-async def get_training_run(scene: Scene) -> Any:
-    return (await scene.session.rest.get_training_run(scene.trainer.model_id)).base_model
-
-
-@call("RestClient.list_training_runs")
-async def list_training_runs(scene: Scene) -> Any:
-    return [run.training_run_id async for run in scene.session.rest.list_training_runs()]
-
-
-@call("RestClient.list_checkpoints")
-async def list_checkpoints(scene: Scene) -> Any:
-    return [one.checkpoint_id async for one in scene.session.rest.list_checkpoints()]
-
-
-@call("RestClient.get_weights_info_by_tinker_path")
-async def get_weights_info_by_tinker_path(scene: Scene) -> Any:
-    return (await scene.session.rest.get_weights_info_by_tinker_path(scene.path)).base_model
-
-
-@call("RestClient.delete_checkpoint_from_tinker_path")
-async def delete_checkpoint_from_tinker_path(scene: Scene) -> Any:
-    saved = await scene.trainer.save_state(scene.new_name(), retry=QUICK)
-    await scene.session.rest.delete_checkpoint_from_tinker_path(saved.path)
-    return saved.path in scene.service.state.checkpoints

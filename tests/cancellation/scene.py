@@ -22,6 +22,7 @@ from tinker_async import (
     TrainingClient,
 )
 from tinker_async.testing import FakeService
+from tinker_async.wire.messages import ClientConfigResponse
 
 TEXT = list(b"cancel")
 PROMPT = ModelInput.from_ints(TEXT[:2])
@@ -52,6 +53,10 @@ class Scene:
     def new_name(self) -> str:
         """A checkpoint's name that was not used."""
         return f"c{next(self._numbers)}"
+
+    def loss_number(self) -> int:
+        """A number that makes a custom loss another one."""
+        return next(self._numbers)
 
     def count_samples_of(self, sampler: SamplingClient) -> SamplingClient:
         """Let the waits of its samples count, whose tasks the call starts itself."""
@@ -120,9 +125,14 @@ async def opened(way: str, service: FakeService, **options: Any) -> AsyncGenerat
 
 
 @asynccontextmanager
-async def scene(way: str, **options: Any) -> AsyncGenerator[Scene]:
+async def scene(way: str, *, polls_together: bool = False, **options: Any) -> AsyncGenerator[Scene]:
     """A session with a service of its own, a trainer, a sampler and two checkpoints."""
-    service = FakeService(hold_s=0.01)
+    config = ClientConfigResponse(
+        parallel_fwdbwd_chunks=True,
+        custom_loss_server_side=True,
+        sample_use_retrieve_futures=polls_together,
+    )
+    service = FakeService(hold_s=0.01, config=config)
     async with opened(way, service, **options) as session:
         trainer = await session.create_lora_training_client("toy", rank=8)
         saved = await trainer.save_state("start")

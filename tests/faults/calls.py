@@ -48,8 +48,13 @@ class World:
         self.service = service
         self.session = session
         self.trainer: TrainingClient
+        self.trainers: list[TrainingClient] = []
         self.sampler: SamplingClient
         self.path = ""
+        self.paths: list[str] = []
+        """One for each call, where it changes what it is called with."""
+        self.other = ""
+        """A session that is not ours."""
 
     async def add_trainer(self) -> None:
         """Make a training client."""
@@ -61,6 +66,19 @@ class World:
 
         torch.autograd.backward(torch.ones(1, requires_grad=True).sum())
         await self.add_trainer()
+
+    async def add_trainer_and_tracing(self) -> None:
+        """As with torch."""
+        from tinker_async.loss_tracing import trace_loss
+
+        trace_loss(lambda logprobs: (logprobs.sum(), {}), {"logprobs": 1}, "")
+        await self.add_trainer()
+
+    async def add_trainers(self) -> None:
+        """Make a training client for each call."""
+        for _ in range(2):
+            await self.add_trainer()
+            self.trainers.append(self.trainer)
 
     async def add_sampler(self) -> None:
         """Make a sampling client of the base model."""
@@ -86,6 +104,30 @@ class World:
         await self.add_trainer()
         self.path = (await self.trainer.save_state("before")).path
 
+    async def add_checkpoints(self) -> None:
+        """Save a checkpoint for each call."""
+        await self.add_trainer()
+        self.paths = [(await self.trainer.save_state(name)).path for name in "abc"]
+
+    async def add_public_checkpoints(self) -> None:
+        """As before, for everybody."""
+        await self.add_checkpoints()
+        for path in self.paths:
+            self.service.state.checkpoint(path).public = True
+
+    async def add_external_checkpoint(self) -> None:
+        """Save a checkpoint of files."""
+        await self.add_trainer()
+        model = self.service.state.models[self.trainer.model_id]
+        record = self.service.state.save(model, "external_weights", "files", overwrite=False)
+        self.path = str(record.path)
+
+    async def add_session(self) -> None:
+        """Let somebody else have a session, whose trace is ready."""
+        session = self.service.state.open_session({})
+        session.trace_asked = 1
+        self.other = session.id
+
 
 @functools.cache
 def _load_tokenizers() -> None:
@@ -93,9 +135,14 @@ def _load_tokenizers() -> None:
         _from_hub(BASE_MODEL)
 
 
-def service_with_joins() -> FakeService:
+def service_for(*, polls_together: bool) -> FakeService:
     """Return a server that numbers the clients of a sampler."""
-    config = ClientConfigResponse(parallel_fwdbwd_chunks=True, sample_join_sampling_session=True)
+    config = ClientConfigResponse(
+        parallel_fwdbwd_chunks=True,
+        sample_join_sampling_session=True,
+        custom_loss_server_side=True,
+        sample_use_retrieve_futures=polls_together,
+    )
     return FakeService(base_models=(BASE_MODEL,), config=config)
 
 
@@ -115,6 +162,8 @@ class Call(msgspec.Struct, frozen=True):
     """Which of several ways of one method."""
     patience_s: float = 0.0
     """For the worker thread that it needs."""
+    polls_together: bool = False
+    """Whether the server turns the session poller on."""
 
     @property
     def method(self) -> str:
@@ -133,21 +182,23 @@ def _lane(endpoint: str, effect: str = "", *, protobuf: bool = False) -> tuple[S
     )
 
 
-def _ask(endpoint: str) -> tuple[Stage, ...]:
-    return (_about(endpoint, "ask"),)
+def ask(endpoint: str, *, more: int = 0) -> tuple[Stage, ...]:
+    """One request, whose answer is the result; `more` follow if it goes well."""
+    return (msgspec.structs.replace(about(endpoint, "ask"), more=more),)
 
 
-def _about(endpoint: str, kind: Kind) -> Stage:
+def about(endpoint: str, kind: Kind) -> Stage:
+    """One request of a kind."""
     return Stage(endpoint, kind, names_session=endpoint in {"get_info", "join_sampling_session"})
 
 
-_CAPABILITIES = _about("get_server_capabilities", "quiet")
+_CAPABILITIES = about("get_server_capabilities", "quiet")
 _FORWARD = _lane("forward_backward", "forward", protobuf=True)
 _FORWARD_BACKWARD = _lane("forward_backward", protobuf=True)
 _LOADED = (
     Stage("load_weights", "make", "load_weights"),
     Stage("retrieve_future", "poll", "load_weights", of="make"),
-    _about("get_info", "quiet"),
+    about("get_info", "quiet"),
 )
 _SAMPLED = (
     Stage("asample", "draw", "sample"),
@@ -157,10 +208,6 @@ _SAMPLED = (
 
 def _save(endpoint: str) -> tuple[Stage, ...]:
     return (Stage(endpoint, "save", endpoint), Stage("retrieve_future", "poll", endpoint))
-
-
-async def _listed(items: Any) -> list[Any]:
-    return [item async for item in items]
 
 
 async def _mapped(world: World, number: int) -> Any:
@@ -175,6 +222,17 @@ async def _custom(world: World, number: int) -> Any:
         return -sum(one.sum() for one in logprobs), {"number": float(number)}
 
     return await world.trainer.forward_backward_custom(DATA, loss)
+
+
+async def _custom_loss(world: World, number: int) -> Any:
+    return await world.session.create_custom_loss(
+        lambda logprobs: (logprobs.sum() * number, {}), {"logprobs": 1}
+    )
+
+
+async def _unloaded(world: World, number: int) -> Any:
+    world.trainer = world.trainers[number - 1]
+    return await world.trainer.unload_model()
 
 
 async def _states(world: World, number: int) -> Any:
@@ -192,7 +250,7 @@ CALLS: tuple[Call, ...] = (
     # Session
     Call(
         "Session.get_server_capabilities",
-        _ask("get_server_capabilities"),
+        ask("get_server_capabilities"),
         lambda world, _: world.session.get_server_capabilities(),
     ),
     Call(
@@ -218,13 +276,13 @@ CALLS: tuple[Call, ...] = (
     ),
     Call(
         "Session.create_sampling_client",
-        (Stage("create_sampling_session", "make"), _about("sampler", "quiet")),
+        (Stage("create_sampling_session", "make"), about("sampler", "quiet")),
         lambda world, _: world.session.create_sampling_client(model_path=world.path),
         World.add_checkpoint,
     ),
     Call(
         "Session.create_sampling_client_from_handle",
-        _ask("join_sampling_session"),
+        ask("join_sampling_session"),
         lambda world, _: world.session.create_sampling_client_from_handle(world.sampler.handle()),
         World.add_snapshot,
         note="(snapshot)",
@@ -235,6 +293,16 @@ CALLS: tuple[Call, ...] = (
         lambda world, _: world.session.create_sampling_client_from_handle(world.sampler.handle()),
         World.add_sampler,
         note="(base model)",
+    ),
+    Call(
+        "Session.create_custom_loss",
+        (
+            Stage("create_custom_loss", "make"),
+            Stage("retrieve_future", "poll", None, of="make"),
+        ),
+        _custom_loss,
+        World.add_trainer_and_tracing,
+        patience_s=0.001,
     ),
     # TrainingClient
     Call(
@@ -285,6 +353,27 @@ CALLS: tuple[Call, ...] = (
         World.add_trainer,
     ),
     Call(
+        "TrainingClient.save_weights_external",
+        _save("save_weights_external"),
+        lambda world, number: world.trainer.save_weights_external(f"name-{number}"),
+        World.add_trainer,
+    ),
+    Call(
+        "TrainingClient.create_sampling_client",
+        (Stage("create_sampling_session", "make"), about("sampler", "quiet")),
+        lambda world, _: world.trainer.create_sampling_client(world.path),
+        World.add_checkpoint,
+    ),
+    Call(
+        "TrainingClient.unload_model",
+        (
+            Stage("unload_model", "make", "unload_model"),
+            Stage("retrieve_future", "poll", "unload_model", of="make"),
+        ),
+        _unloaded,
+        World.add_trainers,
+    ),
+    Call(
         "TrainingClient.save_weights_and_get_sampling_client",
         _lane("save_weights_for_sampler"),
         lambda world, _: world.trainer.save_weights_and_get_sampling_client(),
@@ -304,13 +393,13 @@ CALLS: tuple[Call, ...] = (
     ),
     Call(
         "TrainingClient.get_info",
-        _ask("get_info"),
+        ask("get_info"),
         lambda world, _: world.trainer.get_info(),
         World.add_trainer,
     ),
     Call(
         "TrainingClient.get_tokenizer",
-        (_about("get_info", "ask"), _about("tokenizer", "file")),
+        (about("get_info", "ask"), about("tokenizer", "file")),
         lambda world, _: world.trainer.get_tokenizer(),
         World.add_trainer_and_tokenizers,
         patience_s=0.001,
@@ -321,6 +410,14 @@ CALLS: tuple[Call, ...] = (
         _SAMPLED,
         lambda world, _: world.sampler.sample(PROMPT, PARAMS),
         World.add_sampler,
+    ),
+    Call(
+        "SamplingClient.sample",
+        (*_SAMPLED, Stage("retrieve_futures", "told", "sample")),
+        lambda world, _: world.sampler.sample(PROMPT, PARAMS),
+        World.add_sampler,
+        note="(session poller)",
+        polls_together=True,
     ),
     Call(
         "SamplingClient.submit_sample",
@@ -343,54 +440,16 @@ CALLS: tuple[Call, ...] = (
     ),
     Call(
         "SamplingClient.get_base_model",
-        _ask("sampler"),
+        ask("sampler"),
         lambda world, _: world.sampler.get_base_model(),
         World.add_snapshot,
     ),
     Call(
         "SamplingClient.get_tokenizer",
-        (_about("sampler", "ask"), _about("tokenizer", "file")),
+        (about("sampler", "ask"), about("tokenizer", "file")),
         lambda world, _: world.sampler.get_tokenizer(),
         World.add_snapshot_and_tokenizers,
         patience_s=0.001,
-    ),
-    # RestClient
-    Call(
-        "RestClient.get_training_run",
-        _ask("training_run"),
-        lambda world, _: world.session.rest.get_training_run(world.trainer.model_id),
-        World.add_trainer,
-    ),
-    Call(
-        "RestClient.list_training_runs",
-        _ask("training_runs"),
-        lambda world, _: _listed(world.session.rest.list_training_runs()),
-        World.add_trainer,
-    ),
-    Call(
-        "RestClient.list_checkpoints",
-        _ask("checkpoints"),
-        lambda world, _: _listed(world.session.rest.list_checkpoints()),
-        World.add_checkpoint,
-    ),
-    Call(
-        "RestClient.list_checkpoints",
-        _ask("run_checkpoints"),
-        lambda world, _: _listed(world.session.rest.list_checkpoints(world.trainer.model_id)),
-        World.add_checkpoint,
-        note="(of a run)",
-    ),
-    Call(
-        "RestClient.delete_checkpoint_from_tinker_path",
-        (_about("delete_checkpoint", "delete"),),
-        lambda world, _: world.session.rest.delete_checkpoint_from_tinker_path(world.path),
-        World.add_checkpoint,
-    ),
-    Call(
-        "RestClient.get_weights_info_by_tinker_path",
-        _ask("weights_info"),
-        lambda world, _: world.session.rest.get_weights_info_by_tinker_path(world.path),
-        World.add_checkpoint,
     ),
     # APIFuture
     Call(

@@ -6,22 +6,20 @@ import functools
 import gzip
 import json
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from random import Random
-from typing import Any
 
 import anyio
 import msgspec
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 from fuzz import corpus
-from fuzz.harness import afuzz
+from fuzz.harness import CASE, afuzz
 from fuzz.mutations import damaged, damaged_json, damaged_protobuf
+from fuzz.programs import PROGRAMS
 
-from tinker_async import AdamParams, RetryPolicy, SamplingParams, Session, TinkerError
-from tinker_async.data.datum import Datum
-from tinker_async.data.model_input import ModelInput
+from tinker_async import RetryPolicy, Session, TinkerError
 from tinker_async.data.results import ForwardBackwardOutput, SampledSequence, SampleResponse
 from tinker_async.data.tensors import TensorData
 from tinker_async.local.tiny import byte_tokenizer
@@ -33,11 +31,9 @@ pytestmark = pytest.mark.parametrize(
 )
 
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
-PROMPT = ModelInput.from_ints([1, 2, 3])
-DATUM = Datum(PROMPT, {"target_tokens": [2, 3, 4], "weights": [1.0, 1.0, 1.0]})
-PARAMS = SamplingParams(max_tokens=2, seed=1)
 QUICK = RetryPolicy(max_attempts=3, base_s=0.001, max_s=0.001, max_server_s=0.001)
 BOUND_S = 15.0
+HOLD_S = 0.03
 
 SAMPLED = SampleResponse([SampledSequence(corpus.SPARSE.data[:2].astype("int32"), None, "length")])
 TRAINED = ForwardBackwardOutput(
@@ -55,7 +51,10 @@ RESULTS = {
     "save_weights": b'{"path":"tinker://s/weights/a","type":"save_weights"}',
     "save_weights_for_sampler": b'{"path":"tinker://s/sampler_weights/a"}',
     "load_weights": b'{"path":"tinker://s/weights/a","model_id":"s:train:0"}',
+    "save_weights_external": b'{"path":"tinker://s/external_weights/a","size_bytes":5}',
+    "create_custom_loss": corpus.MESSAGES["CreateCustomLossResponse"],
 }
+FILES = "training_runs/run/checkpoints/external_weights/a/external_weights_urls"
 ANSWERS = {
     "client/config": corpus.MESSAGES["ClientConfigResponse"],
     "client/dynamic_config": corpus.MESSAGES["DynamicConfigResponse"],
@@ -63,13 +62,36 @@ ANSWERS = {
     "create_sampling_session": corpus.MESSAGES["CreateSamplingSessionResponse"],
     "get_server_capabilities": corpus.RESULTS["GetServerCapabilitiesResponse"],
     "get_info": corpus.RESULTS["GetInfoResponse"],
-    "training_runs": corpus.MESSAGES["TrainingRunsResponse"],
-    "training_runs/run": corpus.RESULTS["TrainingRun"],
-    "checkpoints": corpus.MESSAGES["CheckpointsResponse"],
-    "weights_info": corpus.RESULTS["WeightsInfoResponse"],
-    "samplers/s:sample:0": corpus.MESSAGES["GetSamplerResponse"],
+    "training_runs": corpus.RECORDS["TrainingRunsResponse"],
+    "training_runs/run": corpus.RECORDS["TrainingRun"],
+    "checkpoints": corpus.RECORDS["CheckpointsListResponse"],
+    "weights_info": corpus.RECORDS["WeightsInfoResponse"],
+    "samplers/s:sample:0": corpus.RECORDS["GetSamplerResponse"],
     "tokenizers/m": byte_tokenizer().to_str().encode(),
+    "sessions": corpus.RECORDS["ListSessionsResponse"],
+    "sessions/s": corpus.RECORDS["GetSessionResponse"],
+    "sessions/search": corpus.RECORDS["SessionSearchResponse"],
+    "sessions/s/trace_export": corpus.MESSAGES["TraceExportResponse"],
+    "billing/usage/events": corpus.RECORDS["BillingUsageResponse"],
+    "billing/usage/checkpoints/current": corpus.RECORDS["CurrentCheckpointStorageUsageResponse"],
+    "audit": corpus.RECORDS["AuditLogResponse"],
+    "healthz": corpus.RECORDS["HealthResponse"],
+    "auth/apikey/me": corpus.MESSAGES["ApiKeyResponse"],
+    "auth/token": corpus.MESSAGES["AuthTokenResponse"],
+    "copy_weights": corpus.MESSAGES["CopyWeightsResponse"],
+    FILES: corpus.RECORDS["ExternalWeightsUrlsResponse"],
+    "retrieve_futures": b'{"completions":[%s],"cursor":1}'
+    % b",".join(b'{"request_id":"asample %d"}' % number for number in range(200)),
+    "telemetry": b'{"status":"accepted"}',
+    "join_sampling_session": corpus.MESSAGES["JoinSamplingSessionResponse"],
 }
+SWITCHES = {
+    "poll": b'{"sample_use_retrieve_futures":true}',
+    "join": b'{"sample_join_sampling_session":true}',
+    "upload": b'{"custom_loss_server_side":true}',
+    "exchange": b'{"pjwt_auth_enabled":true}',
+}
+"""What the server's config turns on for a call, by its name."""
 
 Damage = Callable[[str, bytes, str], "bytes | None"]
 """Given path, body and content type: the bytes to send instead of the answer, or None."""
@@ -86,6 +108,10 @@ class Server:
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.damage: Damage = lambda _path, _body, _kind: None
+        self.switches = ANSWERS["client/config"]
+        self.hold_s = 0.0
+        """How long polls of single results are held."""
+        self.promises = 0
 
     def good(self, path: str, body: bytes, accept: str) -> tuple[str, bytes, str]:
         """Return the name of an answer, the answer, and its type."""
@@ -95,7 +121,11 @@ class Server:
                 return f"{operation} result", BINARY[operation], PROTOBUF
             return f"{operation} result", RESULTS.get(operation, b"{}"), JSON
         if path in RESULTS or path in BINARY:
-            return path, b'{"request_id":"%s r","model_id":"m"}' % path.encode(), JSON
+            self.promises = (self.promises + 1) % 200
+            promise = b'{"request_id":"%s %d","model_id":"m"}' % (path.encode(), self.promises)
+            return path, promise, JSON
+        if path == "client/config":
+            return path, self.switches, JSON
         return path, ANSWERS.get(path, b"{}"), JSON
 
     async def serve(self, stream: SocketStream) -> None:
@@ -118,6 +148,8 @@ class Server:
         name, content, kind = self.good(
             path.removeprefix("/api/v1/"), pending[:size], headers.get("accept", "")
         )
+        if path.endswith("/retrieve_future"):
+            await anyio.sleep(self.hold_s)
         instead = self.damage(name, content, kind)
         await stream.send(answer(content, kind) if instead is None else instead)
         if instead is not None:
@@ -155,49 +187,6 @@ def hurt(rng: Random, body: bytes, kind: str) -> bytes:
     return damaged(rng, answer(body, kind), [body])
 
 
-def call_of(name: str) -> Callable[[Session], Awaitable[Any]]:
-    """Return what the program does."""
-
-    async def enter(_session: Session) -> None:
-        pass
-
-    async def sample(session: Session) -> None:
-        sampler = await session.create_sampling_client(base_model="m")
-        await sampler.sample(PROMPT, PARAMS)
-
-    async def train(session: Session) -> None:
-        trainer = await session.create_lora_training_client("m", rank=4)
-        step = trainer.forward_backward([DATUM], "cross_entropy")
-        trainer.optim_step(AdamParams())
-        await step
-
-    async def save(session: Session) -> None:
-        trainer = await session.create_lora_training_client("m", rank=4)
-        await trainer.save_state("a")
-        await trainer.save_weights_for_sampler("a")
-        await trainer.load_state("tinker://s/weights/a")
-
-    async def browse(session: Session) -> None:
-        rest = session.rest
-        [run async for run in rest.list_training_runs()]
-        [checkpoint async for checkpoint in rest.list_checkpoints()]
-        await rest.get_training_run("run")
-
-    async def ask(session: Session) -> None:
-        await session.get_server_capabilities()
-        sampler = await session.create_sampling_client(base_model="m")
-        await sampler.get_base_model()
-
-    async def tokenizer(session: Session) -> None:
-        trainer = await session.create_lora_training_client("m", rank=4)
-        await trainer.get_info()
-        sampler = await session.create_sampling_client(base_model="m")
-        await sampler.get_tokenizer()
-
-    calls = (enter, sample, train, save, browse, ask, tokenizer)
-    return next(call for call in calls if call.__name__ == name)
-
-
 DAMAGED: list[tuple[str, str, int]] = [
     ("enter", "create_session", 50),
     ("enter", "client/dynamic_config", 30),
@@ -220,6 +209,24 @@ DAMAGED: list[tuple[str, str, int]] = [
     ("ask", "samplers/s:sample:0", 40),
     ("tokenizer", "get_info", 40),
     ("tokenizer", "tokenizers/m", 30),
+    ("look", "sessions", 30),
+    ("look", "sessions/search", 40),
+    ("look", "sessions/s", 30),
+    ("look", "sessions/s/trace_export", 20),
+    ("account", "healthz", 20),
+    ("account", "auth/apikey/me", 30),
+    ("account", "billing/usage/events", 50),
+    ("account", "billing/usage/checkpoints/current", 30),
+    ("account", "audit", 30),
+    ("manage", "copy_weights", 30),
+    ("manage", FILES, 30),
+    ("manage", "weights_info", 30),
+    ("export", "save_weights_external result", 30),
+    ("poll", "retrieve_futures", 30),
+    ("join", "join_sampling_session", 40),
+    ("tell", "telemetry", 20),
+    ("upload", "create_custom_loss result", 30),
+    ("exchange", "auth/token", 30),
 ]
 """What the program does, which of the answers to it is damaged, and how many cases."""
 
@@ -235,7 +242,8 @@ async def test_each_call_ends_in_a_value_or_a_tinker_error(
     call: str, path: str, cases: int
 ) -> None:
     """Whatever the server answers to one of its requests, once or always: a value or TinkerError."""
-    work = call_of(call)
+    work = PROGRAMS[call]
+    reached = 0
 
     async def one(server: Server, case: bytes) -> None:
         rng = Random(case)
@@ -245,17 +253,22 @@ async def test_each_call_ends_in_a_value_or_a_tinker_error(
         intact = path.startswith(("client/", "tokenizers/"))
 
         def damage(name: str, body: bytes, kind: str) -> bytes | None:
-            nonlocal times
+            nonlocal times, reached
             if name != path or not times:
                 return None
             times -= 1
+            reached += 1
             if intact:
                 return answer(damaged_json(rng, body, [body]), kind)
             return hurt(rng, body, kind)
 
         server.damage = damage
+        server.switches = SWITCHES.get(call, ANSWERS["client/config"])
+        server.hold_s = HOLD_S if call == "poll" else 0.0
         try:
-            async with Session(server.url, "tml-test", retry=QUICK, grace_s=5.0) as session:
+            async with Session(
+                server.url, "tml-test", retry=QUICK, grace_s=5.0, telemetry=call == "tell"
+            ) as session:
                 await work(session)
         except (Exception, BaseExceptionGroup) as error:
             if not only_ours(error):
@@ -270,11 +283,13 @@ async def test_each_call_ends_in_a_value_or_a_tinker_error(
             cases=cases,
             bound_s=BOUND_S,
         )
+    assert reached or CASE
 
 
 async def test_without_damage_every_call_has_its_value() -> None:
     """The server of these tests answers all calls well when nothing is damaged."""
     async with serving() as server:
-        for name in ("enter", "sample", "train", "save", "browse", "ask", "tokenizer"):
+        for name in sorted({name for name, _, _ in DAMAGED}):
+            server.switches = SWITCHES.get(name, ANSWERS["client/config"])
             async with Session(server.url, "tml-test", retry=QUICK) as session:
-                await call_of(name)(session)
+                await PROGRAMS[name](session)

@@ -58,6 +58,10 @@ def targets(session: str, model: str, sampler: str) -> list[Target]:
     forward = {"data": [msgspec.to_builtins(json.loads(corpus.json_datums()[0]))], "loss_fn": "ppo"}
     named = {"model_id": model, "path": "a", "seq_id": None}
     run = f"/training_runs/{model}"
+    kept, loss = (
+        f"tinker://{model}/weights/kept",
+        json.loads(corpus.MESSAGES["CreateCustomLossRequest"]),
+    )
     binary = forward_backward_body(model, 1)
     return [
         post("/create_session", {"tags": [], "user_metadata": {"a": 1}, "sdk_version": "0"}),
@@ -90,6 +94,16 @@ def targets(session: str, model: str, sampler: str) -> list[Target]:
         post("/asample", sample_body(sampler, None, prompt_logprobs=True, topk_prompt_logprobs=2)),
         post("/retrieve_future", {"request_id": "r-1", "allow_metadata_only": True}),
         post("/cancel_future", {"request_id": "r-1"}),
+        post("/retrieve_futures", watched(sampler)),
+        post("/join_sampling_session", {"sampling_session_id": sampler}),
+        post("/save_weights_external", {"model_id": model, "path": "e", "seq_id": None}),
+        post("/create_custom_loss", {**loss, "session_id": session}),
+        post("/copy_weights", {"source_path": kept, "destination_project_id": "p"}),
+        post("/sessions/search", json.loads(corpus.RECORDS["SessionSearchRequest"])),
+        post(f"/sessions/{session}/finish", {"reason": {"type": "success"}, "detail": None}),
+        post("/telemetry", json.loads(corpus.MESSAGES["TelemetrySendRequest"])),
+        Target("PUT", f"/sessions/{session}/project", b'{"project_id":"p"}', {}),
+        *(Target("GET", path, b"", {}) for path in asked(session, run)),
         Target("GET", "/training_runs?limit=3&offset=1", b"", {}),
         Target("GET", run, b"", {}),
         Target("GET", f"{run}/checkpoints", b"", {}),
@@ -98,6 +112,29 @@ def targets(session: str, model: str, sampler: str) -> list[Target]:
         Target("POST", f"{run}/checkpoints/weights/kept/publish", b"", {}),
         Target("PUT", f"{run}/checkpoints/weights/kept/ttl", b'{"ttl_seconds":5}', {}),
         Target("DELETE", f"{run}/checkpoints/weights/no", b"", {}),
+    ]
+
+
+def watched(sampler: str) -> dict[str, Any]:
+    """The body of a session poller's request that is answered at once."""
+    body = json.loads(corpus.MESSAGES["RetrieveFuturesRequest"])
+    target = {"type": "sampling_session", "sampling_session_id": sampler, "cloned_sampler_id": 0}
+    return {**body, "target": target, "prev_cursor": 0, "timeout": 0}
+
+
+def asked(session: str, run: str) -> list[str]:
+    """Paths that are only read."""
+    hours = "starting_on=2026-07-13T00:00:00Z&ending_before=2026-07-14T00:00:00Z"
+    return [
+        "/sessions?limit=3&offset=1&access_scope=accessible",
+        f"/sessions/{session}",
+        f"/sessions/{session}/trace_export",
+        f"{run}/checkpoints/weights/kept/archive",
+        f"{run}/checkpoints/external_weights/kept/external_weights_urls",
+        f"/downloads/weights/{run.rpartition('/')[2]}/weights/kept/a?expires=1&signature=0",
+        f"/billing/usage/events?{hours}",
+        "/billing/usage/checkpoints/current?project_id=p",
+        "/audit?event_type=all&date=2026-07-13",
     ]
 
 
@@ -126,7 +163,7 @@ def hurt(rng: Random, target: Target, bodies: list[bytes]) -> Target:
 
 def check(reply: Reply) -> None:
     """Take a success, or a refusal in the official form."""
-    assert reply.status in {200, 204} or 400 <= reply.status < 500, reply
+    assert reply.status in {200, 204, 302} or 400 <= reply.status < 500, reply
     if reply.status >= 400:
         assert isinstance(reply.json["detail"], str), reply
         assert KEY not in reply.json["detail"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,6 +14,9 @@ from fuzz.mutations import damaged, damaged_json
 from tinker_async.api.calls import error_of
 from tinker_async.api.retry import parse_retry_after
 from tinker_async.config import resolve_config
+from tinker_async.credentials import tokens
+from tinker_async.credentials.secret import Secret
+from tinker_async.credentials.stored import CredentialStore, StoredKey
 from tinker_async.data.handles import SamplerHandle
 from tinker_async.data.paths import parse_path
 from tinker_async.errors import APIStatusError, ConfigError, InvalidInputError
@@ -168,3 +173,67 @@ def test_a_handle_of_no_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         SamplerHandle(base_url=url, sampling_session_id="s")
     assert caught.value.field == "base_url"
+
+
+CLAIMS = [
+    b'{"exp":4102444800,"iat":1,"sub":"u","org_id":"o","email":"a@b","iss":"passport-x"}',
+    b'{"exp":1e999,"iat":-1e999}',
+    b'{"exp":null,"iat":[],"sub":{}}',
+]
+
+
+def test_damaged_tokens_are_read_as_far_as_they_can_be() -> None:
+    """A token is for the server to judge: what cannot be read of it is taken as not said."""
+
+    def read(body: bytes) -> None:
+        parts = (b"eyJh", base64.urlsafe_b64encode(body).rstrip(b"="), b"")
+        for token in (b".".join(parts).decode(), body.decode("latin-1")):
+            assert isinstance(tokens.claims_of(token), dict)
+            left_s = tokens.left_of(token, now=1e9)
+            assert 0 <= tokens.usable_of(left_s) or left_s < 0
+            for seconds in (tokens.expiry_of(token), tokens.lifetime_of(token)):
+                assert seconds is None or isinstance(seconds, float)
+
+    fuzz(
+        "token",
+        lambda rng: damaged_json(rng, rng.choice(CLAIMS), CLAIMS),
+        read,
+        cases=3000,
+        allowed=(),
+    )
+
+
+STORED = [
+    (
+        b'{"version":1,"default":"7","keys":{"7":{"type":"manual","key":"tml-hidden","name":"n",'
+        b'"note":"x","details":{"org_details":{"name":"o"},"user_details":{"email":"e"}}}}}'
+    ),
+    b'{"version":1,"keys":{}}',
+    b'{"keys":null,"default":7}',
+]
+
+
+def test_a_damaged_file_of_credentials_is_refused_without_its_content(tmp_path: Path) -> None:
+    """It is read, or a ConfigError that names it; a key can be added only to what can be read."""
+    store = CredentialStore(tmp_path / "credentials.json")
+
+    def read(body: bytes) -> None:
+        Path(store.path).write_bytes(body)
+        try:
+            repr([store.default(), *store.list_keys()])
+            store.add(StoredKey("8", Secret("tml-new"), "new"))
+        except ConfigError as error:
+            if "hidden" in str(error):
+                raise AssertionError(str(error)) from error
+            raise
+        found = store.default()
+        assert found is not None
+        assert "8" == found.key_id
+
+    fuzz(
+        "credentials",
+        lambda rng: damaged_json(rng, rng.choice(STORED), STORED),
+        read,
+        cases=600,
+        allowed=(ConfigError,),
+    )

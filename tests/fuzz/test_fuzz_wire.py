@@ -13,7 +13,7 @@ from fuzz import corpus
 from fuzz.harness import fuzz
 from fuzz.mutations import damaged_json, damaged_protobuf
 
-from tinker_async.data import results
+from tinker_async.data import identity, records, results, session_search, sessions, usage
 from tinker_async.data.datum import Datum
 from tinker_async.data.tensors import TensorData
 from tinker_async.wire import messages
@@ -84,16 +84,19 @@ def _cells(tensor: TensorData) -> int:
 
 
 def tensors(value: Any) -> list[TensorData]:
-    """Return all tensors in a value."""
-    if isinstance(value, TensorData):
-        return [value]
-    if isinstance(value, msgspec.Struct):
-        return [t for name in value.__struct_fields__ for t in tensors(getattr(value, name))]
-    if isinstance(value, dict):
-        return [t for item in value.values() for t in tensors(item)]
-    if isinstance(value, list | tuple):
-        return [t for item in value for t in tensors(item)]
-    return []
+    """Return all tensors in a value, however deep it is."""
+    found, left = [], [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, TensorData):
+            found.append(one)
+        elif isinstance(one, msgspec.Struct):
+            left += [getattr(one, name) for name in one.__struct_fields__]
+        elif isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+    return found
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -124,11 +127,13 @@ def test_damaged_json_results_are_a_value_or_a_decode_error(name: str) -> None:
     )
 
 
-MESSAGES = {**corpus.MESSAGES, **corpus.RESULTS}
+MESSAGES = {**corpus.MESSAGES, **corpus.RESULTS, **corpus.RECORDS}
+
+HOMES = (messages, results, records, sessions, session_search, usage, identity)
 
 
 def type_of(name: str) -> Any:
-    return getattr(messages, name, None) or getattr(results, name)
+    return next(found for home in HOMES if (found := vars(home).get(name)) is not None)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -154,7 +159,8 @@ def test_damaged_messages_are_a_value_or_a_decode_error(name: str) -> None:
 def test_each_message_has_a_body_that_is_read() -> None:
     """The bodies that are damaged are good ones, and no message is without."""
     structs = {name for name, value in vars(messages).items() if _is_message(value)}
-    inner = {"FinishReason", "ForwardBackwardInput"}
+    inner = {"FinishReason", "ForwardBackwardInput", "FuturesTarget", "FutureCompletion"}
+    inner |= {"NamedResponse", "UserDetailsResponse", "ApiKeyDetailsResponse"}
     assert structs - inner == set(corpus.MESSAGES)
     for name, body in MESSAGES.items():
         used(decode(body, type_of(name)))

@@ -17,6 +17,7 @@ import msgspec
 
 from tinker_async.errors import TinkerError
 from tinker_async.testing import FakeService, faults
+from tinker_async.wire.messages import ClientConfigResponse
 
 _BOTH: tuple[faults.Fault, ...] = (
     faults.Status(503),
@@ -103,7 +104,10 @@ def say(value: object) -> None:
 
 async def main(ordered: Ordered) -> None:
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of writes after a reset
-    service = FakeService(hold_s=1.0)
+    config = ClientConfigResponse(
+        parallel_fwdbwd_chunks=True, sample_use_retrieve_futures=ordered.http2
+    )
+    service = FakeService(hold_s=1.0, config=config)
     if ordered.rate:
         chance = faults.Random(rate=ordered.rate, seed=ordered.seed, kinds=KINDS[ordered.http2])
         service.faults.on("*", chance)

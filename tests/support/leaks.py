@@ -8,6 +8,7 @@ with its reason.
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 import re
@@ -49,6 +50,7 @@ class _Ears(logging.Handler):
 _make = errors.TinkerError.__init__
 
 
+@functools.wraps(_make)
 def _make_and_search(self: errors.TinkerError, message: str, **facts: Any) -> None:
     _make(self, message, **facts)
     search(f"the message of {type(self).__name__}", f"{self}")

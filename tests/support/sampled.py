@@ -62,7 +62,7 @@ class Sampled:
     def retrieve(self, call: Call) -> Any:
         """The result."""
         sequence = SampledSequence(
-            tokens=np.asarray([self.number(call)], np.int32),
+            tokens=np.asarray([self.number(call) % 2**31], np.int32),
             logprobs=np.asarray([-0.5], np.float32),
             stop_reason="length",
         )

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tinker_async.data.datum import Datum
+from tinker_async.data.media import DmelChunk, ImageAssetPointerChunk, ImageChunk
 from tinker_async.data.model_input import EncodedTextChunk, ModelInput
+from tinker_async.data.provenance import PromptProvenanceSpan, SampledProvenanceSpan
 from tinker_async.data.results import (
     ForwardBackwardOutput,
+    PromptAltTokens,
     SampledSequence,
     SampleResponse,
     TopkLogprobs,
@@ -75,11 +78,46 @@ datums = st.builds(
 finite_datums = st.builds(
     Datum, model_input=inputs, loss_fn_inputs=st.dictionaries(texts, finite_tensors, max_size=3)
 )
+_numbers = st.none() | st.integers(0, 2**31 - 1)
+_formats = st.sampled_from(["png", "jpeg"])
+_files = st.binary(min_size=1, max_size=40)
+images = st.builds(ImageChunk, data=_files, format=_formats, expected_tokens=_numbers)
+pointers = st.builds(
+    ImageAssetPointerChunk,
+    format=_formats,
+    location=st.text(min_size=1, max_size=12),
+    expected_tokens=_numbers,
+)
+dmels = st.builds(DmelChunk, dmel=_files)
+mixed_inputs = st.lists(chunks | images | dmels, max_size=4).map(
+    lambda parts: ModelInput(tuple(parts))
+)
+prompts = st.lists(chunks | images | dmels | pointers, max_size=4).map(
+    lambda parts: ModelInput(tuple(parts))
+)
+_span_fields = {
+    "sequence_id": st.text(min_size=1, max_size=8),
+    "offset": st.integers(0, 2**63 - 1),
+    "length": st.integers(0, 2**63 - 1),
+}
+spans = st.builds(PromptProvenanceSpan, **_span_fields) | st.builds(
+    SampledProvenanceSpan, **_span_fields
+)
+_some_spans = st.lists(spans, min_size=1, max_size=3).map(tuple)
+mixed_datums = st.builds(
+    Datum, model_input=mixed_inputs, loss_fn_inputs=st.dictionaries(texts, tensors, max_size=2)
+) | st.builds(
+    Datum,
+    model_input=mixed_inputs,
+    loss_fn_inputs=st.dictionaries(texts, tensors, max_size=2),
+    model_input_spans=_some_spans,
+    loss_fn_input_spans=_some_spans,
+)
 requests: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "model_id": texts,
         "seq_id": int32s,
-        "data": st.lists(datums, max_size=3),
+        "data": st.lists(datums | mixed_datums, max_size=3),
         "loss_fn": texts,
         "loss_fn_config": st.none() | st.dictionaries(texts, finite | texts, max_size=4),
         "forward_only": st.booleans(),
@@ -131,6 +169,12 @@ def sequences(draw: st.DrawFn) -> SampledSequence:
     )
 
 
+_matrix = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=4)
+alt_tokens = st.builds(
+    PromptAltTokens,
+    tokens=int_arrays(_matrix).map(TensorData.from_numpy),
+    logprobs=float_arrays(_matrix).map(TensorData.from_numpy),
+)
 samples = st.builds(
     SampleResponse,
     sequences=st.lists(sequences(), max_size=3),
@@ -138,6 +182,7 @@ samples = st.builds(
     topk_prompt_logprobs=st.none() | topks(),
     target_prompt_logprobs=st.none() | dense_tensors | sparse_tensors,
     prompt_cache_hit_tokens=st.integers(0, 2**31 - 1),
+    prompt_alt_tokens=st.none() | alt_tokens,
 )
 
 
@@ -154,16 +199,44 @@ def official_tensor(tensor: TensorData) -> Any:
     )
 
 
+def official_chunk(chunk: Any) -> Any:
+    from tinker import types
+
+    if isinstance(chunk, ImageChunk):
+        return types.ImageChunk(
+            data=chunk.data, format=chunk.format, expected_tokens=chunk.expected_tokens
+        )
+    if isinstance(chunk, ImageAssetPointerChunk):
+        return types.ImageAssetPointerChunk(
+            format=chunk.format, location=chunk.location, expected_tokens=chunk.expected_tokens
+        )
+    if isinstance(chunk, DmelChunk):
+        return types.DmelChunk(dmel=chunk.dmel)
+    return types.EncodedTextChunk(tokens=chunk.tokens.tolist())
+
+
+def official_input(model_input: ModelInput) -> Any:
+    from tinker import types
+
+    return types.ModelInput(chunks=[official_chunk(chunk) for chunk in model_input.chunks])
+
+
+def official_span(span: Any) -> Any:
+    from tinker import types
+
+    kind = getattr(types, type(span).__name__)
+    return kind(sequence_id=span.sequence_id, offset=span.offset, length=span.length)
+
+
 def official_datum(datum: Datum) -> Any:
     from tinker import types
 
+    inputs, targets = datum.model_input_spans, datum.loss_fn_input_spans
     return types.Datum(
-        model_input=types.ModelInput(
-            chunks=[
-                types.EncodedTextChunk(tokens=c.tokens.tolist()) for c in datum.model_input.chunks
-            ]
-        ),
+        model_input=official_input(datum.model_input),
         loss_fn_inputs={key: official_tensor(t) for key, t in datum.loss_fn_inputs.items()},
+        model_input_spans=None if inputs is None else [official_span(one) for one in inputs],
+        loss_fn_input_spans=None if targets is None else [official_span(one) for one in targets],
     )
 
 

@@ -396,6 +396,40 @@ async def test_unknown_paths_are_404_and_noted(service: FakeService) -> None:
     assert ["/api/v1/no/such"] == [entry.path for entry in service.ledger.of("")]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "if_range", "expected"),
+    [
+        (b"", b"", (200, slice(None))),
+        (b"bytes=3-", b"", (206, slice(3, None))),
+        (b"bytes=0-4", b"TAG", (206, slice(0, 5))),
+        (b"bytes=3-", b'"another"', (200, slice(None))),
+        (b"bytes=99999999-", b"", (416, slice(0, 0))),
+        (b"lines=1", b"", (200, slice(None))),
+    ],
+)
+async def test_a_part_of_a_file_can_be_had(
+    wanted: bytes, if_range: bytes, expected: tuple[int, slice]
+) -> None:
+    """What a download needs to go on, unless it is another version by now."""
+    service = FakeService()
+    transport = service.transport()
+    async with service.session() as session:
+        trainer = await session.create_lora_training_client("toy")
+        saved = await trainer.save_weights_external("e")
+        urls = (await session.rest.get_external_weights_urls(saved.path)).urls
+        path = urls["adapter_config.json"].partition("fake.invalid")[2]
+        whole = await transport.request(Request("GET", path, ()))
+        tag = whole.header(b"etag")
+        assert tag
+        headers = ((b"range", wanted), (b"if-range", tag if if_range == b"TAG" else if_range))
+        found = await transport.request(
+            Request("GET", path, tuple(pair for pair in headers if pair[1]))
+        )
+
+    assert (expected[0], bytes(whole.body)[expected[1]]) == (found.status, bytes(found.body))
+    assert tag == found.header(b"etag")
+
+
 def test_what_does_not_exist_is_said_so(service: FakeService) -> None:
     for call in (service.end_session, service.corrupt, service.weights_of):
         with pytest.raises(ConfigError, match="no-such"):

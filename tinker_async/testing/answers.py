@@ -22,13 +22,15 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes = b""
     content_type: bytes = JSON
     headers: Pairs = ()
+    closes: bool = False
+    """Whether an HTTP/1.1 connection is closed after it without a word."""
 
 
 class Refusal(Exception):  # noqa: N818  # an answer, not a failure of ours
     """Ends a request with an error status and `{"detail": ...}`."""
 
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
+    def __init__(self, status: int, detail: Any) -> None:
+        super().__init__(str(detail))
         self.answer = refused(status, detail)
 
 
@@ -37,6 +39,6 @@ def json_answer(value: Any, *, status: int = 200) -> Answer:
     return Answer(status, wire_json.encode(value))
 
 
-def refused(status: int, detail: str, headers: Pairs = ()) -> Answer:
+def refused(status: int, detail: Any, headers: Pairs = ()) -> Answer:
     """Return an error answer."""
     return Answer(status, wire_json.encode({"detail": detail}), headers=headers)

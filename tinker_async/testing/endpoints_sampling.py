@@ -6,8 +6,9 @@ import hashlib
 from typing import Any
 
 import anyio
-import msgspec
 
+from tinker_async.data.records import GetSamplerResponse
+from tinker_async.errors import InvalidInputError
 from tinker_async.testing.answers import PROTOBUF, Answer, Refusal, json_answer
 from tinker_async.testing.endpoints_training import check_base_model, checkpoint_at, claim_sampler
 from tinker_async.testing.faults import OperationFails
@@ -15,6 +16,7 @@ from tinker_async.testing.ledger import SampleLine
 from tinker_async.testing.promises import Promise
 from tinker_async.testing.routing import Call, Route
 from tinker_async.testing.state import Sampler, State
+from tinker_async.testing.toy_inputs import toy_tokens
 from tinker_async.testing.toy_model import ToyWeights
 from tinker_async.testing.toy_sampling import draw
 from tinker_async.wire import json as wire_json
@@ -22,9 +24,6 @@ from tinker_async.wire.messages import (
     CreateSamplingSessionRequest,
     CreateSamplingSessionResponse,
     FailedResponse,
-    GetSamplerResponse,
-    JoinSamplingSessionRequest,
-    JoinSamplingSessionResponse,
     RetrieveFutureRequest,
     SampleRequest,
     TryAgainResponse,
@@ -33,6 +32,8 @@ from tinker_async.wire.messages import (
 from tinker_async.wire.sampling import encode_sample_response
 from tinker_async.wire.training import encode_forward_backward_output
 
+CLIENT_NUMBERS = 1_000_000_000
+"""So many numbers each client of a sampler has."""
 CANCELLED = FailedResponse(error="the sample was cancelled", category="user")
 
 
@@ -48,18 +49,11 @@ def create_sampling_session(state: State, call: Call) -> Answer:
         weights = ToyWeights(wanted.base_model, {})
     else:
         raise Refusal(400, "base_model or model_path must be given")
-    claim_sampler(session, number, call.digest, session.id)
+    claim_sampler(state, session, number, call.digest)
     sampler_id = session.samplers[number][1]
     if sampler_id not in state.samplers:
         state.samplers[sampler_id] = Sampler(sampler_id, session.id, weights, wanted.model_path)
     return json_answer(CreateSamplingSessionResponse(sampling_session_id=sampler_id))
-
-
-def join_sampling_session(state: State, call: Call) -> Answer:
-    """Give another client of a sampler a number of its own."""
-    sampler = state.sampler(call.parse(JoinSamplingSessionRequest).sampling_session_id)
-    sampler.clients += 1
-    return json_answer(JoinSamplingSessionResponse(client_counter=sampler.clients))
 
 
 def get_sampler(state: State, call: Call) -> Answer:
@@ -95,6 +89,7 @@ def asample(state: State, call: Call) -> Answer:
         sampler.unnumbered += 1
     else:
         sampler.numbers[wanted.seq_id] = (call.digest, promise)
+        sampler.completions_of(wanted.seq_id // CLIENT_NUMBERS).add(promise)
     promise.settle(
         _drawn(state, call, sampler, wanted), due_s=anyio.current_time() + state.settings.sample_s
     )
@@ -104,8 +99,22 @@ def asample(state: State, call: Call) -> Answer:
 def _check(wanted: SampleRequest) -> None:
     if not 1 <= wanted.num_samples <= 1024:
         raise Refusal(400, f"num_samples must be between 1 and 1024, got {wanted.num_samples}")
-    if wanted.target_prompt_logprobs is not None or wanted.prompt_alt_tokens_k:
-        raise Refusal(400, "the toy model has no such log-probs")
+    try:
+        length = toy_tokens(wanted.prompt).size
+    except InvalidInputError as error:
+        raise Refusal(400, f"prompt: {error}") from error
+    last_n, target = wanted.prompt_logprobs_last_n, wanted.target_prompt_logprobs
+    if last_n is not None and not (wanted.prompt_logprobs and 1 <= last_n < length):
+        raise Refusal(400, "prompt_logprobs_last_n needs prompt_logprobs, and a part of the prompt")
+    if wanted.prompt_alt_tokens_k < 0:
+        raise Refusal(400, "prompt_alt_tokens_k must not be negative")
+    if target is None:
+        return
+    shape = target.dense_shape
+    if target.dtype != "int64" or len(shape) != 2 or shape[0] != length - 1:
+        raise Refusal(400, f"target_prompt_logprobs must be int64 of shape [{length - 1}, K]")
+    if target.data.size == 0 or target.data.max() < 0:
+        raise Refusal(400, "target_prompt_logprobs names no token")
 
 
 def _drawn(state: State, call: Call, sampler: Sampler, wanted: SampleRequest) -> Any:
@@ -116,7 +125,12 @@ def _drawn(state: State, call: Call, sampler: Sampler, wanted: SampleRequest) ->
     # and the same in every run.
     words = f"{state.settings.seed}/{sampler.id}/{number}".encode()
     seed = int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little")
-    return draw(sampler.weights, wanted, seed=seed)
+    drawn = draw(sampler.weights, wanted, seed=seed)
+    base_model, tokens = sampler.weights.base_model, sum(len(one.tokens) for one in drawn.sequences)
+    prompt = toy_tokens(wanted.prompt).size
+    state.account.note_use(sampler.session_id, base_model, "sampling_prefill", prompt)
+    state.account.note_use(sampler.session_id, base_model, "sampling_sample", tokens)
+    return drawn
 
 
 def _sample_promised(
@@ -133,14 +147,19 @@ def _sample_promised(
 
 async def retrieve_future(state: State, call: Call) -> Answer:
     """Give a result, or say that it takes longer, after having held the request for a while."""
-    request_id = call.parse(RetrieveFutureRequest).request_id
+    wanted = call.parse(RetrieveFutureRequest)
+    request_id = wanted.request_id
     give_up_s = anyio.current_time() + state.settings.hold_s
     while True:
         promise = state.promise(request_id)
         now = anyio.current_time()
         if promise.computed and state.pause is None and promise.due_s <= now:
+            result, most = _result(promise, call), state.settings.inline_bytes
+            if wanted.allow_metadata_only and most is not None and len(result.body) > most:
+                size = len(result.body)
+                return json_answer({"status": "complete_metadata", "response_payload_size": size})
             call.delivers = promise
-            return _result(promise, call)
+            return result
         if now >= give_up_s:
             return _not_yet(state, promise)
         next_s = promise.due_s if promise.computed and state.pause is None else give_up_s
@@ -183,53 +202,10 @@ def cancel_future(state: State, call: Call) -> Answer:
     return json_answer({})
 
 
-class _Target(msgspec.Struct, frozen=True):
-    sampling_session_id: str
-    cloned_sampler_id: int = 0
-
-
-class _RetrieveFuturesRequest(msgspec.Struct, frozen=True):
-    target: _Target
-    prev_cursor: int = 0
-    timeout: float | None = None
-
-
-async def retrieve_futures(state: State, call: Call) -> Answer:
-    """Tell which samples of a sampler are done, since a cursor."""
-    wanted = call.parse(_RetrieveFuturesRequest)
-    hold_s = state.settings.hold_s if wanted.timeout is None else wanted.timeout
-    give_up_s = anyio.current_time() + hold_s
-    while True:
-        sampler = state.sampler(wanted.target.sampling_session_id)
-        clone = wanted.target.cloned_sampler_id
-        promises = [
-            promise for seq_id, (_, promise) in sampler.numbers.items() if seq_id // 10**9 == clone
-        ]
-        now = anyio.current_time()
-        done = (
-            []
-            if state.pause
-            else sorted(
-                (promise for promise in promises if promise.due_s <= now), key=lambda one: one.due_s
-            )
-        )
-        if len(done) > wanted.prev_cursor or now >= give_up_s:
-            completions = [_completion(promise) for promise in done[wanted.prev_cursor :]]
-            return json_answer({"completions": completions, "cursor": len(done)})
-        await anyio.sleep(min(0.02, max(0.0, give_up_s - now)))
-
-
-def _completion(promise: Promise) -> dict[str, Any]:
-    failed = isinstance(promise.outcome, FailedResponse)
-    return {"state": "failed" if failed else "finished", "request_id": promise.request_id}
-
-
 ROUTES = (
     Route("create_sampling_session", "POST", "create_sampling_session", create_sampling_session),
-    Route("join_sampling_session", "POST", "join_sampling_session", join_sampling_session),
     Route("sampler", "GET", "samplers/{}", get_sampler),
     Route("asample", "POST", "asample", asample),
     Route("retrieve_future", "POST", "retrieve_future", retrieve_future),
-    Route("retrieve_futures", "POST", "retrieve_futures", retrieve_futures),
     Route("cancel_future", "POST", "cancel_future", cancel_future),
 )

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 
 from tinker_async.data.datum import Datum
+from tinker_async.data.optimizers import DimuonParams
 from tinker_async.data.params import AdamParams, LoraConfig
 from tinker_async.data.paths import parse_path
-from tinker_async.data.results import GetInfoResponse, ModelData, WeightsInfoResponse
+from tinker_async.data.records import WeightsInfoResponse
+from tinker_async.data.results import GetInfoResponse, ModelData, OptimStepResponse
 from tinker_async.errors import InvalidInputError
 from tinker_async.testing.answers import Answer, Refusal, json_answer
+from tinker_async.testing.endpoints_losses import loss_of
 from tinker_async.testing.promises import Promise
 from tinker_async.testing.routing import Call, Route
 from tinker_async.testing.state import CheckpointRecord, Model, Sampler, SessionRecord, State
+from tinker_async.testing.toy_inputs import toy_tokens
 from tinker_async.testing.toy_model import ToyState
 from tinker_async.wire.messages import (
     CreateModelRequest,
@@ -24,6 +29,7 @@ from tinker_async.wire.messages import (
     ForwardRequest,
     LoadWeightsRequest,
     ModelRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsForSamplerResult,
     SaveWeightsRequest,
@@ -33,6 +39,8 @@ from tinker_async.wire.messages import (
 from tinker_async.wire.protobuf import DecodeError
 from tinker_async.wire.training import decode_forward_backward
 
+ADAM: dict[str, Any] = {"type": "adamw"}
+
 
 class _OptimStepRequest(msgspec.Struct, frozen=True):
     """With the other names under which clients send the parameters."""
@@ -41,6 +49,7 @@ class _OptimStepRequest(msgspec.Struct, frozen=True):
     seq_id: int | None = None
     adam_params: AdamParams | None = None
     optim_params: AdamParams | None = None
+    optimizer_params: dict[str, Any] | None = None
 
 
 def _promised(promise: Promise, call: Call) -> Answer:
@@ -53,11 +62,13 @@ def create_model(state: State, call: Call) -> Answer:
     wanted = call.parse(CreateModelRequest)
     session = state.session(wanted.session_id)
     check_base_model(state, wanted.base_model)
+    _check_optimizer(wanted.optimizer_config)
     lora = wanted.lora_config or LoraConfig()
 
     def make() -> tuple[Model, Callable[[], Any]]:
         model = state.open_model(session, wanted.model_seq_id, wanted.base_model, lora)
         model.run.metadata = wanted.user_metadata
+        model.run.optimizer = wanted.optimizer_config or ADAM
         return model, lambda: CreateModelResponse(model_id=model.id)
 
     return _begun(state, call, session, wanted.model_seq_id, make)
@@ -68,6 +79,12 @@ def check_base_model(state: State, name: str) -> None:
     if name not in state.settings.base_models:
         served = ", ".join(state.settings.base_models)
         raise Refusal(400, f"base model {name!r} is not served here; served: {served}")
+
+
+def _check_optimizer(config: dict[str, Any] | None) -> None:
+    family = (config or ADAM).get("type")
+    if family not in ("adamw", "dimuon"):
+        raise Refusal(400, f"the toy model has no optimizer {family!r}, only adamw and dimuon")
 
 
 def _begun(
@@ -99,6 +116,7 @@ def get_info(state: State, call: Call) -> Answer:
             is_lora=True,
             lora_rank=run.lora.rank,
             model_name=run.base_model,
+            optimizer_config=run.optimizer,
         )
     )
 
@@ -154,7 +172,11 @@ def _forward(
     model = state.model(who.model_id)
 
     def operation() -> Any:
-        return model.toy.forward_backward(data, loss_fn, config, forward_only=only)
+        loss = loss_of(state.session(model.session_id), loss_fn, config)
+        output = model.toy.forward_backward(data, loss, forward_only=only)
+        tokens = sum(toy_tokens(datum.model_input).size for datum in data)
+        state.account.note_use(model.session_id, model.run.base_model, "training", tokens)
+        return output
 
     name = "forward" if only else "forward_backward"
     promise = state.enqueue(
@@ -170,21 +192,40 @@ def _forward(
 
 
 def optim_step(state: State, call: Call) -> Answer:
-    """Apply an AdamW step."""
+    """Apply a step of the model's optimizer."""
     wanted = call.parse(_OptimStepRequest)
     model = state.model(wanted.model_id)
     adam = wanted.adam_params or wanted.optim_params
-    if adam is None:
-        raise Refusal(422, "adam_params is missing; the toy model knows no other optimizer")
+    params = adam or _dimuon(wanted.optimizer_params)
     promise = state.enqueue(
         model,
         "optim_step",
         wanted.seq_id,
         call.digest,
-        lambda: model.toy.optim_step(adam),
+        lambda: _step(model, params),
         fault=call.fault,
     )
     return _promised(promise, call)
+
+
+def _dimuon(given: dict[str, Any] | None) -> DimuonParams:
+    if given is None:
+        raise Refusal(422, "adam_params is missing, and so is optimizer_params")
+    try:
+        return msgspec.convert(given, DimuonParams)
+    except msgspec.ValidationError as error:
+        raise Refusal(422, f"optimizer_params: {error}") from error
+
+
+def _step(model: Model, params: AdamParams | DimuonParams) -> OptimStepResponse:
+    wanted, has = "adamw" if isinstance(params, AdamParams) else "dimuon", model.run.optimizer
+    if has["type"] != wanted:
+        raise InvalidInputError(
+            f"the model's optimizer is {has['type']}, not {wanted}", field="optim_params"
+        )
+    if isinstance(params, AdamParams):
+        return model.toy.optim_step(params)
+    return model.toy.dimuon_step(params)
 
 
 # Weights
@@ -199,6 +240,7 @@ def save_weights(state: State, call: Call) -> Answer:
     def operation() -> dict[str, str]:
         record = state.save(model, "weights", name, overwrite=wanted.overwrite)
         record.metadata = wanted.user_metadata
+        _expires(state, record, wanted.ttl_seconds)
         return {"path": str(record.path), "type": "save_weights"}
 
     promise = state.enqueue(
@@ -217,18 +259,25 @@ def save_weights_for_sampler(state: State, call: Call) -> Answer:
         name = wanted.path or f"checkpoint-{wanted.seq_id or 0:06d}"
         record = state.save(model, "sampler_weights", name, overwrite=False)
         record.metadata = wanted.user_metadata
+        _expires(state, record, wanted.ttl_seconds)
         return SaveWeightsForSamplerResult(path=str(record.path))
 
     def ephemeral() -> SaveWeightsForSamplerResult:
-        sampler_id = f"{model.session_id}:sample:{number}"
+        sampler_id = state.session(model.session_id).samplers[number or 0][1]
         sampler = Sampler(sampler_id, model.session_id, model.toy.weights, None)
         state.samplers[sampler_id] = sampler
+        if wanted.kind == "inflight":
+            model.inflight.append(sampler)
+            for one in model.inflight:
+                one.weights = model.toy.weights
         return SaveWeightsForSamplerResult(sampling_session_id=sampler_id)
 
+    if wanted.kind not in ("snapshot", "inflight"):
+        raise Refusal(422, f"kind must be snapshot or inflight, got {wanted.kind!r}")
     if number is not None:
         if wanted.path is not None:
             raise Refusal(400, "path and sampling_session_seq_id exclude each other")
-        claim_sampler(state.session(model.session_id), number, call.digest, model.session_id)
+        claim_sampler(state, state.session(model.session_id), number, call.digest)
     promise = state.enqueue(
         model,
         "save_weights_for_sampler",
@@ -240,13 +289,43 @@ def save_weights_for_sampler(state: State, call: Call) -> Answer:
     return _promised(promise, call)
 
 
-def claim_sampler(session: SessionRecord, number: int, digest: bytes, prefix: str) -> None:
+def _expires(state: State, record: CheckpointRecord, ttl_seconds: int | None) -> None:
+    """Show a checkpoint as expiring; it stays all the same."""
+    if ttl_seconds is not None:
+        record.expires_at = state.time() + timedelta(seconds=ttl_seconds)
+
+
+def save_weights_external(state: State, call: Call) -> Answer:
+    """Make a checkpoint for other programs."""
+    wanted = call.parse(SaveWeightsExternalRequest)
+    model = state.model(wanted.model_id)
+    if len(wanted.age_encryption_recipients or ()) > 10:
+        raise Refusal(422, "age_encryption_recipients: 10 are the most")
+
+    def operation() -> dict[str, Any]:
+        record = state.save(model, "external_weights", wanted.path, overwrite=False)
+        _expires(state, record, wanted.ttl_seconds)
+        return {
+            "path": str(record.path),
+            "size_bytes": record.view().size_bytes,
+            "type": "save_weights_external",
+        }
+
+    promise = state.enqueue(
+        model, "save_weights_external", wanted.seq_id, call.digest, operation, fault=call.fault
+    )
+    return _promised(promise, call)
+
+
+def claim_sampler(state: State, session: SessionRecord, number: int, digest: bytes) -> None:
     """Note that a sampler has a number; a repetition of the same request is fine.
 
     Raises:
         Refusal: 409, the number was used for another sampler.
     """
-    known = session.samplers.setdefault(number, (digest, f"{prefix}:sample:{number}"))
+    usual = f"{session.id}:sample:{number}"
+    sampler_id = state.settings.make_id("sampler", usual, session.id, number)
+    known = session.samplers.setdefault(number, (digest, sampler_id))
     if known[0] != digest:
         raise Refusal(409, f"sampling_session_seq_id {number} was used for another sampler")
 
@@ -268,9 +347,14 @@ def load_weights(state: State, call: Call) -> Answer:
         raise Refusal(422, "either model_id, or session_id and model_seq_id must be given")
     session, number = state.session(wanted.session_id), wanted.model_seq_id
 
+    _check_optimizer(wanted.optimizer_config)
+    base_model = wanted.base_model or record.run.base_model
+    check_base_model(state, base_model)
+
     def make() -> tuple[Model, Callable[[], Any]]:
-        model = state.open_model(session, number, record.run.base_model, record.run.lora)
+        model = state.open_model(session, number, base_model, record.run.lora)
         model.run.metadata = wanted.user_metadata
+        model.run.optimizer = record.run.optimizer if optimizer else wanted.optimizer_config or ADAM
         return model, _loading(model, record.state, wanted.path, optimizer=optimizer)
 
     return _begun(state, call, session, number, make)
@@ -310,6 +394,7 @@ def weights_info(state: State, call: Call) -> Answer:
             train_unembed=run.lora.train_unembed,
             train_mlp=run.lora.train_mlp,
             train_attn=run.lora.train_attn,
+            optimizer_config=run.optimizer,
         )
     )
 
@@ -325,6 +410,7 @@ ROUTES = tuple(
         "optim_step": optim_step,
         "save_weights": save_weights,
         "save_weights_for_sampler": save_weights_for_sampler,
+        "save_weights_external": save_weights_external,
         "load_weights": load_weights,
         "weights_info": weights_info,
     }.items()

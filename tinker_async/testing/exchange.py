@@ -14,23 +14,36 @@ from typing import Annotated, Protocol
 import anyio
 import msgspec
 
-from tinker_async.testing import endpoints_sampling, endpoints_sessions, endpoints_training
+from tinker_async.testing import (
+    endpoints_account,
+    endpoints_losses,
+    endpoints_polling,
+    endpoints_records,
+    endpoints_sampling,
+    endpoints_sessions,
+    endpoints_training,
+)
 from tinker_async.testing.answers import Answer, Refusal, refused
+from tinker_async.testing.disguise import Disguise
 from tinker_async.testing.faults import EndsSession, Fault, Stall
 from tinker_async.testing.ledger import Entry, Ledger, Outcome
 from tinker_async.testing.routing import Call, Route, split_target
 from tinker_async.testing.script import FaultScript
 from tinker_async.testing.state import State
 from tinker_async.wire import json as wire_json
-from tinker_async.wire.messages import FailedResponse
+from tinker_async.wire.messages import FailedResponse, FuturesTarget
 from tinker_async.wire.protobuf import Field, Message
 from tinker_async.wire.protobuf import decode as decode_protobuf
 from tinker_async.wire.table import DecodeError
 
 ROUTES: tuple[Route, ...] = (
     *endpoints_sampling.ROUTES,
+    *endpoints_polling.ROUTES,
     *endpoints_training.ROUTES,
     *endpoints_sessions.ROUTES,
+    *endpoints_records.ROUTES,
+    *endpoints_account.ROUTES,
+    *endpoints_losses.ROUTES,
 )
 ENDPOINTS = tuple(dict.fromkeys(route.name for route in ROUTES))
 
@@ -44,6 +57,7 @@ class Desk(Protocol):
     state: State
     ledger: Ledger
     faults: FaultScript
+    disguise: Disguise | None
 
 
 class _Keys(msgspec.Struct):
@@ -54,6 +68,7 @@ class _Keys(msgspec.Struct):
     sampling_session_id: str | None = None
     seq_id: int | None = None
     request_id: str | None = None
+    target: FuturesTarget | None = None
 
 
 class _ProtobufKeys(Message):
@@ -71,6 +86,7 @@ class Exchange:
     ) -> None:
         """Note that a request has arrived, and choose its fault."""
         self._state = desk.state
+        self._disguise = desk.disguise
         parts, query = split_target(target)
         self._route, ids = _find(method, "/".join(parts))
         name = self._route.name if self._route is not None else ""
@@ -121,7 +137,12 @@ class Exchange:
         """Check the key, undo zstd. Returns the answer when that ends the request."""
         key = self._state.settings.api_key
         given = self._call.headers.get(b"x-api-key", b"")
-        if key is not None and not hmac.compare_digest(given, key.encode()):
+        if self._state.tokens.rejects(given):
+            marker = (b"www-authenticate", b'Bearer error="invalid_token"')
+            return refused(401, "the token has expired or was revoked", (marker,))
+        is_key = key is None or hmac.compare_digest(given, key.encode())
+        has_address = self.entry.endpoint == "file"  # the signed address is the permission
+        if not is_key and not has_address and not self._state.tokens.knows(given):
             return refused(401, "the X-API-Key header is missing or wrong")
         if self._call.headers.get(b"content-encoding", b"identity") == b"zstd":
             import zstandard  # noqa: PLC0415  # an extra, for clients that were told to compress
@@ -137,11 +158,18 @@ class Exchange:
 
     async def _carry_out(self) -> Answer:
         """Do the work: what any server without faults would."""
+        disguise = self._disguise
         if self._route is None:
-            return refused(404, f"no endpoint {self.entry.path!r}")
+            detail = f"no endpoint {self.entry.path!r}" if disguise is None else "Not Found"
+            return refused(404, detail)
         try:
+            if disguise is not None:
+                early = disguise.receive(self._state, self._call)
+                if early is not None:
+                    return early
             found = self._route.handler(self._state, self._call)
-            return found if isinstance(found, Answer) else await found
+            answer = found if isinstance(found, Answer) else await found
+            return answer if disguise is None else disguise.send(self._state, self._call, answer)
         except Refusal as refusal:
             return refusal.answer
 
@@ -221,6 +249,8 @@ def _identify(call: Call) -> None:
         keys = wire_json.decode(call.body, _Keys)
     except DecodeError:
         return
-    entry.session_id, entry.model_id = keys.session_id, keys.model_id
+    entry.session_id, entry.model_id = keys.session_id or entry.session_id, keys.model_id
     entry.sampler_id, entry.seq_id = keys.sampling_session_id, keys.seq_id
+    if keys.target is not None:
+        entry.sampler_id = keys.target.sampling_session_id
     entry.request_id = keys.request_id

@@ -19,6 +19,7 @@ import msgspec
 
 from tinker_async.testing.answers import PROTOBUF, Answer, Pairs, json_answer, refused
 from tinker_async.wire import json as wire_json
+from tinker_async.wire.messages import RetrieveFuturesResponse
 
 __all__ = (
     "BadJson",
@@ -42,6 +43,7 @@ __all__ = (
     "TooMany",
     "Trickle",
     "Truncate",
+    "Untold",
     "WrongContentType",
     "WrongType",
 )
@@ -393,6 +395,22 @@ class Corrupts(Fault, frozen=True):
     def fits(self, endpoint: str) -> bool:
         """At a model's own operations."""
         return endpoint in OPERATIONS - {"asample", "create_model"}
+
+
+class Untold(Fault, frozen=True):
+    """The session poller is told of nothing, and never will be of what is done by now."""
+
+    def fits(self, endpoint: str) -> bool:
+        """At the session poller."""
+        return endpoint == "retrieve_futures"
+
+    def spoiled(self, answer: Answer) -> Answer:
+        """Leave out what is done; the cursor passes it."""
+        if answer.status != 200:
+            return answer
+        told = wire_json.decode(answer.body, RetrieveFuturesResponse)
+        told = RetrieveFuturesResponse([], told.cursor)
+        return msgspec.structs.replace(answer, body=wire_json.encode(told))
 
 
 class EndsSession(Fault, frozen=True):

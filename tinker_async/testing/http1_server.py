@@ -37,7 +37,12 @@ class Http1Connection:
 
     async def _serve_one(self) -> bool:
         """Serve a request; say whether the connection takes another."""
-        head = await self._head()
+        kind = self._desk.disguise
+        head = b""
+        with anyio.move_on_after(None if kind is None else kind.likeness.idle_s):
+            head = await self._head()
+        if not head:
+            return False
         lines = head.split(b"\r\n")
         first = lines[0].decode("latin-1").split(" ")
         headers = dict(_header(line) for line in lines[1:] if line)
@@ -54,6 +59,8 @@ class Http1Connection:
         finally:
             exchange.lost()  # unless it was answered
         goes_away = isinstance(exchange.fault, faults.GoAway)
+        if answer.closes:
+            return False
         return not goes_away and headers.get(b"connection", b"").lower() != b"close"
 
     async def _head(self) -> bytes:

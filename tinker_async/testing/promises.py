@@ -7,6 +7,7 @@ that was ours and is no longer known is 410, any other 404.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import anyio
@@ -30,6 +31,7 @@ class Promise:
         "kind",
         "line",
         "model_id",
+        "on_change",
         "outcome",
         "request_id",
         "session_id",
@@ -45,6 +47,8 @@ class Promise:
         self.due_s = 0.0
         """When the result may be seen."""
         self.line: SampleLine | None = None
+        self.on_change: Callable[[], None] | None = None
+        """Who else wants to know."""
         self._changed = anyio.Event()
 
     @property
@@ -61,6 +65,8 @@ class Promise:
         """Let the waiters look again."""
         self._changed.set()
         self._changed = anyio.Event()
+        if self.on_change is not None:
+            self.on_change()
 
     async def change(self, longest_s: float) -> None:
         """Return when something has changed, or after `longest_s`."""
@@ -72,7 +78,8 @@ class Promise:
 class PromiseBook:
     """All promises since the last restart."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_id: Callable[[str, str, str, int], str]) -> None:
+        self._make_id = make_id
         self._issued = 0
         self._promises: dict[str, Promise] = {}
         self._delivered: deque[str] = deque()
@@ -80,7 +87,9 @@ class PromiseBook:
     def make(self, kind: Kind, session_id: str, model_id: str | None = None) -> Promise:
         """Return a new promise."""
         self._issued += 1
-        promise = Promise(f"r{self._issued}", kind, session_id, model_id)
+        number = self._issued
+        request_id = self._make_id("request", f"r{number}", "", number)
+        promise = Promise(request_id, kind, session_id, model_id)
         self._promises[promise.request_id] = promise
         return promise
 
@@ -106,6 +115,13 @@ class PromiseBook:
         self._delivered.append(promise.request_id)
         if len(self._delivered) > _REMEMBERED:
             self._promises.pop(self._delivered.popleft(), None)
+
+    def fetched(self, request_ids: list[str]) -> None:
+        """Forget results that a client says it has."""
+        for request_id in request_ids:
+            promise = self._promises.get(request_id)
+            if promise is not None and promise.line is not None:
+                del self._promises[request_id]
 
     def lose_all(self) -> None:
         """Forget everything, as a server that starts anew."""

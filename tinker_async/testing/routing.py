@@ -15,7 +15,7 @@ from tinker_async.testing.faults import Fault
 from tinker_async.testing.ledger import Entry
 from tinker_async.testing.promises import Promise
 from tinker_async.testing.state import State
-from tinker_async.wire import json as wire_json
+from tinker_async.wire import untagged
 from tinker_async.wire.protobuf import DecodeError
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Call(msgspec.Struct, eq=False):
             Refusal: 422, it is not of this type.
         """
         try:
-            return wire_json.decode(self.body, type_)
+            return untagged.decode(self.body, type_)
         except (DecodeError, InvalidInputError) as error:
             raise Refusal(422, str(error)) from error
 

@@ -16,13 +16,15 @@ import numpy.typing as npt
 
 from tinker_async.errors import ConfigError
 from tinker_async.session import Session
+from tinker_async.testing.disguise import Disguise
 from tinker_async.testing.exchange import ENDPOINTS
 from tinker_async.testing.in_process import InProcessTransport
 from tinker_async.testing.ledger import Ledger
+from tinker_async.testing.likeness import Likeness, likeness_of
 from tinker_async.testing.script import FaultScript
 from tinker_async.testing.serving import served
-from tinker_async.testing.state import Settings, State
-from tinker_async.wire.messages import ClientConfigResponse
+from tinker_async.testing.state import Settings, State, usual_id
+from tinker_async.wire.messages import ClientConfigResponse, DynamicConfigResponse
 
 if TYPE_CHECKING:
     import ssl
@@ -53,6 +55,12 @@ class FakeService:
         api_key: The only key that is let in; None lets in all.
         config: What `client/config` answers.
         cancel_enabled: Whether clients shall tell of abandoned samples.
+        token_lifetime_s: How long a token of `auth/token` is let in, in seconds; None is for
+            ever. Clients ask for tokens if `config` has `pjwt_auth_enabled`.
+        inline_bytes: Of a larger result only the size is sent to clients that say they know what to
+            do then; None sends all as they are.
+        like: Behave as another kind of server: `skyrl-0.3.0`, `tuft-0.2.2` or `tinker-0.4`, or a
+            `likeness.Likeness` of your own. What it says goes before the other settings.
     """
 
     def __init__(
@@ -67,9 +75,17 @@ class FakeService:
         api_key: str | None = None,
         config: ClientConfigResponse | None = None,
         cancel_enabled: bool = True,
+        token_lifetime_s: float | None = None,
+        inline_bytes: int | None = None,
+        like: str | Likeness | None = None,
     ) -> None:
         if not base_models:
             raise ConfigError("base_models is empty")
+        likeness = likeness_of(like)
+        self.disguise = None if likeness is None else Disguise(likeness)
+        """What makes it another kind of server."""
+        if likeness is not None and likeness.hold_s is not None:
+            hold_s = likeness.hold_s
         settings = Settings(
             seed=seed,
             base_models=tuple(base_models),
@@ -79,7 +95,9 @@ class FakeService:
             silence_s=silence_s,
             api_key=api_key,
             config=config or ClientConfigResponse(parallel_fwdbwd_chunks=True),
-            cancel_enabled=cancel_enabled,
+            inline_bytes=inline_bytes,
+            token_lifetime_s=token_lifetime_s,
+            make_id=usual_id if self.disguise is None else self.disguise.make_id,
         )
         self.base_model = settings.base_models[0]
         """The first of the base models."""
@@ -89,7 +107,8 @@ class FakeService:
         """What has happened."""
         self.faults = FaultScript(ENDPOINTS)
         """What shall go wrong."""
-        self.state = State(settings, self.ledger)
+        switches = DynamicConfigResponse(sample_cancel_enabled=cancel_enabled)
+        self.state = State(settings, self.ledger, switches)
 
     # Reaching it
 
@@ -108,7 +127,7 @@ class FakeService:
         return session
 
     @asynccontextmanager
-    async def _opened(self, _base_url: str) -> AsyncGenerator[Any]:
+    async def _opened(self, _config: object) -> AsyncGenerator[Any]:
         yield self.transport()
 
     def serve(
@@ -133,6 +152,15 @@ class FakeService:
 
     # Bending it
 
+    @property
+    def switches(self) -> DynamicConfigResponse:
+        """What `client/dynamic_config` answers; clients ask again every `refresh_interval_sec`."""
+        return self.state.switches
+
+    @switches.setter
+    def switches(self, switches: DynamicConfigResponse) -> None:
+        self.state.switches = switches
+
     def pause(self, queue_state: str = "paused_capacity", reason: str | None = None) -> None:
         """Let no result be seen until `resume`; polls are told the queue state."""
         self.state.pause = (queue_state, reason)
@@ -145,6 +173,10 @@ class FakeService:
     def end_session(self, session_id: str, how: str = "ended by the test") -> None:
         """End a session: heartbeats and all other requests of it are answered 410.
 
+        Args:
+            session_id: Which.
+            how: The reason that is told; `cancelled` is what the console does.
+
         Raises:
             ConfigError: There is no such session.
         """
@@ -152,6 +184,10 @@ class FakeService:
         if session is None:
             raise ConfigError(f"the fake server has no session {session_id!r}")
         self.state.end_session(session, how)
+
+    def revoke_tokens(self) -> None:
+        """Reject all tokens of `auth/token` so far, with a 401 that says `invalid_token`."""
+        self.state.tokens.revoke()
 
     def corrupt(self, model_id: str) -> None:
         """Break a model: its run is listed as corrupted, and later operations fail.

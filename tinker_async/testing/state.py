@@ -8,23 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
 import msgspec
 
 from tinker_async.data.params import LoraConfig
 from tinker_async.data.paths import KINDS, CheckpointPath
-from tinker_async.data.results import Checkpoint, TrainingRun
+from tinker_async.data.records import Checkpoint, TrainingRun
 from tinker_async.errors import InvalidInputError
+from tinker_async.loss_graphs import GraphLoss
+from tinker_async.testing.account import PROJECT, Account
 from tinker_async.testing.answers import Refusal
+from tinker_async.testing.completions import Completions
 from tinker_async.testing.faults import Corrupts, Fault, OperationFails
 from tinker_async.testing.ledger import Executed, Ledger
 from tinker_async.testing.promises import Kind, Promise, PromiseBook
+from tinker_async.testing.tokens import TokenBook
 from tinker_async.testing.toy_model import ToyModel, ToyState, ToyWeights
-from tinker_async.wire.messages import ClientConfigResponse, FailedResponse
+from tinker_async.wire.messages import ClientConfigResponse, DynamicConfigResponse, FailedResponse
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+MakeId: TypeAlias = Callable[[str, str, str, int], str]
+
+
+def usual_id(_kind: str, usual: str, _session: str, _number: int) -> str:
+    """Return the fake's own id."""
+    return usual
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,20 +50,36 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float
     api_key: str | None
     config: ClientConfigResponse
-    cancel_enabled: bool
+    inline_bytes: int | None
+    token_lifetime_s: float | None
+    make_id: MakeId = usual_id
+    """From kind, the usual id, session and number to an id."""
 
 
 class SessionRecord:
     """A session, and what it has made by number."""
 
-    def __init__(self, session_id: str, metadata: dict[str, Any] | None) -> None:
+    def __init__(
+        self, session_id: str, metadata: dict[str, Any] | None, created_at: datetime
+    ) -> None:
         self.id = session_id
         self.metadata = metadata
+        self.created_at = created_at
+        self.project_id = PROJECT
+        self.display_name: str | None = None
+        self.trace_asked = 0
+        """How often its trace was asked for."""
+        self.detail: str | None = None
+        """What its client said of the end."""
         self.seen_s = anyio.current_time()
         self.ended: str | None = None
         """How it ended, or None while it lives."""
         self.models: dict[int, tuple[bytes, Promise]] = {}
         self.samplers: dict[int, tuple[bytes, str]] = {}
+        self.losses: dict[int, tuple[bytes, Promise]] = {}
+        """Custom losses, as `models`."""
+        self.graphs: dict[str, GraphLoss] = {}
+        """Custom losses that are made, by id."""
 
 
 class Run:
@@ -63,6 +91,9 @@ class Run:
         self.lora = lora
         self.last_request_time = time
         self.metadata: dict[str, Any] | None = None
+        self.project_id: str | None = None
+        """Of a copy; other runs are where their session is."""
+        self.optimizer: dict[str, Any] = {"type": "adamw"}
         self.corrupted = False
 
 
@@ -106,6 +137,12 @@ class Sampler:
         self.numbers: dict[int, tuple[bytes, Promise]] = {}
         self.clients = 0
         self.unnumbered = 0
+        self.completions: dict[int, Completions] = {}
+        """What is done, by client."""
+
+    def completions_of(self, client: int) -> Completions:
+        """Return what is done of one client's samples."""
+        return self.completions.setdefault(client, Completions())
 
 
 class _Waiting(msgspec.Struct, frozen=True, eq=False):
@@ -129,15 +166,20 @@ class Model:
         """When the last operation is through."""
         self.known: dict[int, tuple[bytes, Promise]] = {}
         self.held: dict[int, _Waiting] = {}
+        self.inflight: list[Sampler] = []
+        """Samplers that share this model's newest published weights."""
 
 
 class State:
     """Everything behind the endpoints."""
 
-    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, switches: DynamicConfigResponse) -> None:
         self.settings = settings
         self.ledger = ledger
-        self.promises = PromiseBook()
+        self.promises = PromiseBook(settings.make_id)
+        self.switches = switches
+        """What `client/dynamic_config` answers."""
+        self.tokens = TokenBook()
         self.sessions: dict[str, SessionRecord] = {}
         self.models: dict[str, Model] = {}
         self.samplers: dict[str, Sampler] = {}
@@ -146,6 +188,7 @@ class State:
         self.pause: tuple[str, str | None] | None = None
         """Queue state and reason while nothing finishes."""
         self._time = 0
+        self.account = Account(self.time)
 
     def time(self) -> datetime:
         """Return a time of day for listings: it grows, and is the same in every run."""
@@ -153,6 +196,15 @@ class State:
         return _START + timedelta(seconds=self._time)
 
     # Looking up
+
+    def project_of(self, session_id: str) -> str:
+        """Return the project that a session is in."""
+        session = self.sessions.get(session_id)
+        return session.project_id if session is not None else PROJECT
+
+    def project_of_run(self, run: Run) -> str:
+        """Return the project that a run is in."""
+        return run.project_id or self.project_of(run.id.partition(":")[0])
 
     def session(self, session_id: str) -> SessionRecord:
         """Return a live session and note that its client lives.
@@ -224,7 +276,9 @@ class State:
 
     def open_session(self, metadata: dict[str, Any] | None) -> SessionRecord:
         """Make a session."""
-        session = SessionRecord(f"s{len(self.sessions) + 1}", metadata)
+        number = len(self.sessions) + 1
+        session_id = self.settings.make_id("session", f"s{number}", "", number)
+        session = SessionRecord(session_id, metadata, self.time())
         self.sessions[session.id] = session
         return session
 
@@ -238,12 +292,16 @@ class State:
             del self.models[model.id]
         for sampler in [one for one in self.samplers.values() if one.session_id == session.id]:
             del self.samplers[sampler.id]
+            for completions in sampler.completions.values():
+                completions.wake()
 
     def open_model(
         self, session: SessionRecord, number: int, base_model: str, lora: LoraConfig
     ) -> Model:
         """Make a model on a base model."""
-        run = Run(f"{session.id}:train:{number}", base_model, lora, self.time())
+        usual = f"{session.id}:train:{number}"
+        run_id = self.settings.make_id("model", usual, session.id, number)
+        run = Run(run_id, base_model, lora, self.time())
         self.runs[run.id] = run
         model = Model(session.id, run, ToyModel(ToyWeights(base_model, {})))
         self.models[model.id] = model
@@ -261,6 +319,8 @@ class State:
         record = CheckpointRecord(path, model.run, model.toy.state(), self.time())
         self.checkpoints.pop(str(path), None)
         self.checkpoints[str(path)] = record
+        self.account.note_use(model.session_id, model.run.base_model, "checkpoint", 1)
+        self.account.note_event("checkpoint_create", tinker_path=str(path))
         return record
 
     def restart(self) -> None:

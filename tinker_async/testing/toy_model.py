@@ -19,10 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tinker_async.data.datum import Datum
+from tinker_async.data.optimizers import DimuonParams
 from tinker_async.data.params import AdamParams
 from tinker_async.data.results import ForwardBackwardOutput, OptimStepResponse
 from tinker_async.data.tensors import TensorData
 from tinker_async.errors import InvalidInputError
+from tinker_async.loss_graphs import GraphLoss
+from tinker_async.testing.toy_inputs import toy_tokens
 from tinker_async.testing.toy_losses import ToyLoss, toy_loss
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -104,8 +107,8 @@ class ToyModel:
     def forward_backward(
         self,
         data: Sequence[Datum],
-        loss_fn: str,
-        config: dict[str, Any],
+        loss: str | ToyLoss | GraphLoss,
+        config: dict[str, Any] | None = None,
         *,
         forward_only: bool = False,
     ) -> ForwardBackwardOutput:
@@ -116,27 +119,29 @@ class ToyModel:
         """
         if not data:
             raise InvalidInputError("data: must not be empty", field="data")
-        loss = toy_loss(loss_fn, config)
+        if isinstance(loss, str):
+            loss = toy_loss(loss, config or {})
         gradients = dict(self._gradients)
         outputs, total, tokens = [], 0.0, 0
         for index, datum in enumerate(data):
             logprobs, loss_sum = self._one(datum, loss, f"data[{index}]", gradients)
             outputs.append({"logprobs": TensorData.from_numpy(logprobs)})
             total += loss_sum
-            tokens += datum.model_input.length
+            tokens += logprobs.shape[0]
         if not forward_only:
             self._gradients = gradients
         return ForwardBackwardOutput(
             loss_fn_output_type="ArrayRecord",
             loss_fn_outputs=outputs,
-            metrics={"loss:sum": total, "num_tokens:sum": float(tokens)},
+            metrics={"loss:sum": total, "num_tokens:sum": float(tokens)}
+            | (loss.reduced() if isinstance(loss, GraphLoss) else {}),
         )
 
     def _one(
-        self, datum: Datum, loss: ToyLoss, where: str, gradients: Rows
+        self, datum: Datum, loss: ToyLoss | GraphLoss, where: str, gradients: Rows
     ) -> tuple[Floats, float]:
-        tokens = datum.model_input.to_numpy() % VOCABULARY
-        targets = _targets(datum, where)
+        tokens = toy_tokens(datum.model_input) % VOCABULARY
+        targets = _targets(datum, len(tokens), where)
         inputs = loss.read(datum.loss_fn_inputs, targets.shape, where)
         rows = np.stack([self.weights.logprobs(int(token)) for token in tokens])
         flat = targets.reshape(len(tokens), -1)
@@ -165,6 +170,27 @@ class ToyModel:
             scale = limit / norm if limit and norm > limit else 1.0
             self._step(gradients, adam, np.float32(scale))
         return OptimStepResponse(metrics={"grad_norm": norm, "learning_rate": adam.learning_rate})
+
+    def dimuon_step(self, params: DimuonParams) -> OptimStepResponse:
+        """Apply a toy of a Dimuon step: momentum, each row scaled to the same size."""
+        f = np.float32
+        gradients, self._gradients = self._gradients, {}
+        norm = sum(float(np.dot(row, row)) for row in gradients.values()) ** 0.5
+        limit = params.grad_clip_norm
+        scale = f(limit / norm if 0 < limit < norm else 1.0)
+        nothing = np.zeros(VOCABULARY, np.float32)
+        rows, momenta, beta = dict(self.weights.rows), dict(self._first), f(params.beta1)
+        for token in sorted({*gradients, *momenta}):
+            momentum = beta * momenta.get(token, nothing) + (1 - beta) * (
+                gradients.get(token, nothing) * scale
+            )
+            size = np.sqrt((momentum * momentum).mean()) + _TINY
+            rate = f(params.learning_rate * STEP_SCALE)
+            rows[token] = rows.get(token, nothing) - rate * momentum / size
+            momenta[token] = momentum
+        self.weights = ToyWeights(self.weights.base_model, rows)
+        self._first = momenta
+        return OptimStepResponse(metrics={"grad_norm": norm, "learning_rate": params.learning_rate})
 
     def _step(self, gradients: Rows, adam: AdamParams, scale: np.float32) -> None:
         f = np.float32
@@ -206,10 +232,9 @@ def _base_row(base_model: str, token: int) -> Floats:
     return (mixed.astype(np.float32) / np.float32(504.5)) - np.float32(1)
 
 
-def _targets(datum: Datum, where: str) -> npt.NDArray[np.int64]:
+def _targets(datum: Datum, length: int, where: str) -> npt.NDArray[np.int64]:
     field = f"{where}.loss_fn_inputs['target_tokens']"
     tensor = datum.loss_fn_inputs.get("target_tokens")
-    length = datum.model_input.length
     if length == 0:
         raise InvalidInputError(f"{where}.model_input: must not be empty", field=where)
     if tensor is None or tensor.dtype != "int64":

@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tinker_async.data.params import SamplingParams
-from tinker_async.data.results import SampledSequence, SampleResponse, TopkLogprobs
+from tinker_async.data.results import (
+    PromptAltTokens,
+    SampledSequence,
+    SampleResponse,
+    TopkLogprobs,
+)
+from tinker_async.data.tensors import TensorData
+from tinker_async.testing.toy_inputs import toy_tokens
 from tinker_async.testing.toy_model import END_OF_TEXT, VOCABULARY, Floats, ToyWeights, log_softmax
 from tinker_async.wire.messages import SampleRequest
 
@@ -22,7 +29,7 @@ DEFAULT_MAX_TOKENS = 16
 
 def draw(weights: ToyWeights, request: SampleRequest, *, seed: int) -> SampleResponse:
     """Carry out a request; `seed` counts where the request has none."""
-    prompt = request.prompt.to_ints()
+    prompt = toy_tokens(request.prompt).tolist()
     params = request.sampling_params
     first_seed = seed if params.seed is None else params.seed
     sequences = [
@@ -38,6 +45,8 @@ def draw(weights: ToyWeights, request: SampleRequest, *, seed: int) -> SampleRes
         sequences=sequences,
         prompt_logprobs=_prompt_logprobs(weights, prompt, last_n) if wants_prompt else None,
         topk_prompt_logprobs=_prompt_topk(weights, prompt, topk, last_n) if topk else None,
+        target_prompt_logprobs=_of_targets(weights, prompt, request.target_prompt_logprobs),
+        prompt_alt_tokens=_alternatives(weights, prompt, request, first_seed),
     )
 
 
@@ -73,6 +82,10 @@ class _Draw:
             stop_reason=reason,
             topk_logprobs=_topk(rows, topk) if topk else None,
         )
+
+    def choose(self, token: int) -> int:
+        """Return a token after another."""
+        return self._choose(self._row(token))
 
     def _row(self, token: int) -> Floats:
         temperature = self._params.temperature
@@ -119,6 +132,43 @@ def _prompt_topk(weights: ToyWeights, prompt: list[int], k: int, last_n: int) ->
         found.token_ids[empty] = 0
         found.logprobs[empty] = TopkLogprobs.EMPTY
     return found
+
+
+def _of_targets(
+    weights: ToyWeights, prompt: list[int], target: TensorData | None
+) -> TensorData | None:
+    """Return the log-probs of ids in the layout that they were given in; 0 for -1."""
+    if target is None:
+        return None
+    crow, col = target.sparse_crow_indices, target.sparse_col_indices
+    if crow is None:
+        rows = np.repeat(np.arange(len(prompt) - 1), target.dense_shape[1])
+    else:
+        rows = np.repeat(np.arange(len(prompt) - 1), np.diff(crow))
+    values = [
+        weights.logprobs(prompt[row])[token % VOCABULARY] if token >= 0 else 0.0
+        for row, token in zip(rows.tolist(), target.data.tolist(), strict=True)
+    ]
+    data = np.array(values, dtype=np.float32)
+    return TensorData(data, "float32", target.shape, crow, col)
+
+
+def _alternatives(
+    weights: ToyWeights, prompt: list[int], request: SampleRequest, seed: int
+) -> PromptAltTokens | None:
+    """Draw tokens for each position after the first, at the request's temperature."""
+    k = request.prompt_alt_tokens_k
+    if not k:
+        return None
+    params = SamplingParams(temperature=request.sampling_params.temperature)
+    draw_one = _Draw(weights, params, seed & (2**64 - 1))
+    tokens = [[draw_one.choose(token) for _ in range(k)] for token in prompt[:-1]]
+    ids = np.array(tokens, dtype=np.int64).reshape(-1, k)
+    logprobs = [weights.logprobs(token)[row] for token, row in zip(prompt[:-1], ids, strict=True)]
+    return PromptAltTokens(
+        TensorData.from_numpy(ids),
+        TensorData.from_numpy(np.array(logprobs, dtype=np.float32).reshape(-1, k)),
+    )
 
 
 def _topk(rows: list[Floats], k: int) -> TopkLogprobs:
