@@ -42,6 +42,13 @@ import click
     help="Type of the base model's weights.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch. Default: its own.")
+@click.option(
+    "--switch",
+    "switches",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="What clients are told in their configuration, such as sample_use_retrieve_futures=true.",
+)
 @click.option("--temporary", is_flag=True, hidden=True, help="Keep checkpoints until the end only.")
 @click.option("--exit-on-stdin-eof", is_flag=True, hidden=True, help="End when the parent does.")
 def serve(
@@ -56,6 +63,7 @@ def serve(
     threads: int | None,
     temporary: bool,
     exit_on_stdin_eof: bool,
+    switches: tuple[str, ...],
 ) -> None:
     """Serve the embedded engine until SIGINT or SIGTERM.
 
@@ -76,5 +84,13 @@ def serve(
             dtype=dtype,
             threads=threads,
             exit_on_stdin_eof=exit_on_stdin_eof,
+            switches=dict(_pair(text) for text in switches),
         )
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--switch")
+    return name, value
