@@ -1,0 +1,203 @@
+"""Training data as they were when they were given: kept apart from the caller's own memory.
+
+A caller may use its arrays again once they are sent. The rule: what a repetition sends is what
+was sent the first time, bit for bit, whatever has become of the arrays since.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from tinker_async.data.datum import Datum
+from tinker_async.data.model_input import EncodedTextChunk, ModelInput, ModelInputChunk
+from tinker_async.data.tensors import TensorData
+from tinker_async.errors import InvalidInputError
+from tinker_async.wire.training import decode_forward_backward, encode_forward_backward
+
+
+def _memory(data: Sequence[Datum]) -> tuple[bytes, int]:
+    """Return a copy of all memory in the data that somebody could write to, in one order.
+
+    Also the size of the files among them in bytes, which nobody can write to.
+    """
+    arrays: list[Any] = []
+    file_bytes = 0
+    for datum in data:
+        for chunk in datum.model_input.chunks:
+            if type(chunk) is EncodedTextChunk:
+                arrays.append(chunk.tokens)
+            else:
+                file_bytes += chunk.nbytes
+        for tensor in datum.loss_fn_inputs.values():
+            arrays.append(tensor.data)
+            crow, col = tensor.sparse_crow_indices, tensor.sparse_col_indices
+            if crow is not None and col is not None:
+                arrays += (crow, col)
+    return b"".join(arrays), file_bytes
+
+
+class Snapshot:
+    """Data at the moment of its making.
+
+    Args:
+        data: Kept by reference, beside one copy of their memory: that costs the least now, and
+            nothing else where the snapshot is never needed.
+    """
+
+    __slots__ = ("_bytes", "_data", "nbytes")
+
+    def __init__(self, data: Sequence[Datum]) -> None:
+        self._data = tuple(data)
+        self._bytes, file_bytes = _memory(self._data)
+        self.nbytes = 2 * len(self._bytes) + file_bytes
+        """Memory that it keeps alive, about."""
+
+    def data(self) -> tuple[Datum, ...]:
+        """Return the data as they were: the caller's own while they are unchanged."""
+        if _memory(self._data)[0] == self._bytes:
+            return self._data
+        reader = _Reader(self._bytes)
+        return tuple(_as_it_was(datum, reader) for datum in self._data)
+
+
+class _Reader:
+    """Hands out arrays like given ones, from memory in which they follow each other."""
+
+    def __init__(self, memory: bytes) -> None:
+        self._memory = memory
+        self._at = 0
+
+    def like(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        start, self._at = self._at, self._at + array.nbytes
+        return np.frombuffer(self._memory, array.dtype, array.size, start)
+
+
+def _as_it_was(datum: Datum, reader: _Reader) -> Datum:
+    chunks: tuple[ModelInputChunk, ...] = tuple(
+        EncodedTextChunk(reader.like(chunk.tokens)) if type(chunk) is EncodedTextChunk else chunk
+        for chunk in datum.model_input.chunks
+    )
+    inputs = {key: _tensor(tensor, reader) for key, tensor in datum.loss_fn_inputs.items()}
+    return Datum(ModelInput(chunks), inputs, datum.model_input_spans, datum.loss_fn_input_spans)
+
+
+def _tensor(tensor: TensorData, reader: _Reader) -> TensorData:
+    data = reader.like(tensor.data)
+    crow, col = tensor.sparse_crow_indices, tensor.sparse_col_indices
+    if crow is None or col is None:
+        return msgspec.structs.replace(tensor, data=data)
+    indices = {"sparse_crow_indices": reader.like(crow), "sparse_col_indices": reader.like(col)}
+    return msgspec.structs.replace(tensor, data=data, **indices)
+
+
+# On disk
+
+
+def write_data(file: IO[bytes], data: Sequence[Datum]) -> int | None:
+    """Write data where a file stands (an unbuffered one), in the form in which they travel.
+
+    Returns:
+        The number of bytes; None where they have no such form, and nothing was written.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    if any(_has_no_dimension(datum) for datum in data):
+        return None
+    try:
+        buffers = encode_forward_backward(
+            model_id="",
+            seq_id=0,
+            data=data,
+            loss_fn="",
+            loss_fn_config=None,
+            forward_only=False,
+        )
+    except InvalidInputError:
+        return None
+    return sum(_written(file, memoryview(buffer)) for buffer in buffers)
+
+
+def _written(file: IO[bytes], view: memoryview) -> int:
+    """Write all of a buffer to a file that may take less at a time."""
+    size_bytes = view.nbytes
+    while view.nbytes:
+        view = view[file.write(view) :]
+    return size_bytes
+
+
+def _has_no_dimension(datum: Datum) -> bool:
+    """Whether a tensor is a bare number: it travels as one of length 1."""
+    return any(tensor.shape == () for tensor in datum.loss_fn_inputs.values())
+
+
+def read_data(file: IO[bytes], offset: int, nbytes: int) -> tuple[Datum, ...]:
+    """Return the data that `write_data` wrote there, equal to those it was given.
+
+    Raises:
+        OSError: They cannot be read.
+    """
+    file.seek(offset)
+    body = bytearray()
+    while len(body) < nbytes:
+        piece = file.read(nbytes - len(body))
+        if not piece:
+            raise OSError(f"the journal's file ends after {offset + len(body)} bytes")
+        body += piece
+    return tuple(decode_forward_backward(bytes(body)).data)
+
+
+class SpillFile:
+    """A nameless file with the data of the calls between two marks."""
+
+    def __init__(self, folder: Path, segment: int) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(  # noqa: SIM115  # closed by `leave`
+            dir=folder, buffering=0
+        )
+        self._turn = threading.Lock()  # a repetition reads in a worker thread
+        self.segment = segment
+        self.nbytes = 0
+        self.users = 0
+
+    def add(self, data: Sequence[Datum]) -> Place | None:
+        """Write data; None where they have no form in which to travel."""
+        with self._turn:
+            self._file.seek(self.nbytes)
+            nbytes = write_data(self._file, data)
+        if nbytes is None:
+            return None
+        place = Place(self, self.nbytes, nbytes)
+        self.nbytes += nbytes
+        self.users += 1
+        return place
+
+    def read(self, offset: int, nbytes: int) -> tuple[Datum, ...]:
+        """Return data that were added."""
+        with self._turn:
+            return read_data(self._file, offset, nbytes)
+
+    def leave(self) -> None:
+        """Let go of one call's data; the last one closes the file."""
+        self.users -= 1
+        if self.users == 0:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file, which removes it."""
+        self._file.close()
+
+
+class Place(NamedTuple):
+    """Where a call's data are."""
+
+    file: SpillFile
+    offset: int
+    nbytes: int

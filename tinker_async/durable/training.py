@@ -1,0 +1,311 @@
+"""`durable_training`: the block in which a durable training lives.
+
+The rule: it is left in order: what was asked for is settled, the last step is saved, and only then
+is the record closed. A run that cannot be brought back ends the block, with one error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from random import SystemRandom
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import msgspec
+
+from tinker_async.data.optimizers import OptimizerConfig, config_to_send
+from tinker_async.data.params import LoraConfig
+from tinker_async.durable import settings
+from tinker_async.durable.calls import Calls
+from tinker_async.durable.checkpoint_policy import CheckpointPolicy
+from tinker_async.durable.client import DurableTrainingClient
+from tinker_async.durable.journal import Journal
+from tinker_async.durable.ledger import Ledger
+from tinker_async.durable.making import Maker, ModelPlan, described
+from tinker_async.durable.opening import Start, started
+from tinker_async.durable.recovering import Recovery
+from tinker_async.durable.recovery_policy import RecoveryPolicy
+from tinker_async.durable.saving import Disk, Saver
+from tinker_async.durable.states import Machine, State
+from tinker_async.errors import (
+    ConfigError,
+    InvalidInputError,
+    RecoveryExhaustedError,
+    SessionClosedError,
+)
+from tinker_async.lone_errors import lone_errors
+from tinker_async.renewal import Renewal, Seat
+
+_SEEDS = 2**31 - 1
+_TERMINATED = 128 + signal.SIGTERM
+
+_turns: WeakKeyDictionary[Renewal, anyio.CapacityLimiter] = WeakKeyDictionary()
+"""By session: how many of its runs may be in recovery at a time, as the first one said."""
+
+
+class Arguments(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What `Session.durable_training` is given."""
+
+    run_dir: str | os.PathLike[str]
+    base_model: str
+    lora: LoraConfig
+    metadata: Mapping[str, str] | None
+    optimizer: OptimizerConfig | None
+    checkpoints: CheckpointPolicy
+    recovery: RecoveryPolicy
+    grace_s: float
+
+    def options(self) -> dict[str, Any]:
+        """What the record keeps of the model, besides its base, rank and seed."""
+        switches = msgspec.to_builtins(self.lora)
+        for name in ("rank", "seed"):
+            switches.pop(name, None)
+        return {**switches, "optimizer": described(self.optimizer)}
+
+
+def arguments_of(
+    run_dir: str | os.PathLike[str],
+    *,
+    base_model: str,
+    lora: Mapping[str, Any],
+    metadata: Mapping[str, str] | None,
+    optimizer: OptimizerConfig | None,
+    checkpoints: CheckpointPolicy | None,
+    recovery: RecoveryPolicy | None,
+    grace_s: float,
+) -> Arguments:
+    """Return the arguments of a durable training, checked, with what is usual for those not given.
+
+    Raises:
+        InvalidInputError: One is wrong; `field` is which.
+    """
+    config_to_send(optimizer)  # wrong ones raise here
+    if not base_model:
+        raise InvalidInputError("base_model is empty", field="base_model")
+    settings.seconds(grace_s, "grace_s")
+    return Arguments(
+        run_dir=run_dir,
+        base_model=base_model,
+        lora=LoraConfig(**lora),
+        metadata=metadata,
+        optimizer=optimizer,
+        checkpoints=CheckpointPolicy() if checkpoints is None else checkpoints,
+        recovery=RecoveryPolicy(enabled=True) if recovery is None else recovery,
+        grace_s=grace_s,
+    )
+
+
+@asynccontextmanager
+async def durable_training(
+    renewal: Renewal, arguments: Arguments
+) -> AsyncGenerator[DurableTrainingClient]:
+    """As `Session.durable_training`."""
+    if not renewal.keeps_data:
+        raise ConfigError(
+            "the session's own engine loses its checkpoints when it ends",
+            hint="give Session.local a data_dir",
+        )
+    async with AsyncExitStack() as stack:
+        disk = Disk(await anyio.to_thread.run_sync(Ledger, arguments.run_dir))
+        stack.callback(disk.ledger.close)
+        run = await disk.call(
+            disk.ledger.describe,
+            arguments.base_model,
+            arguments.lora.rank,
+            SystemRandom().randrange(_SEEDS)
+            if arguments.lora.seed is None
+            else arguments.lora.seed,
+            arguments.options(),
+        )
+        plan = ModelPlan(
+            base_model=run.base_model,
+            lora=msgspec.structs.replace(arguments.lora, seed=run.seed),
+            optimizer=arguments.optimizer,
+            metadata=dict(arguments.metadata) if arguments.metadata else None,
+        )
+        maker = Maker(renewal, plan, restore_optimizer=arguments.recovery.restore_optimizer)
+        block = _Block(renewal, arguments, disk, maker)
+        async with block.entered() as trainer:
+            yield trainer
+
+
+class _Block:
+    """The parts of one durable training, while its block is open."""
+
+    def __init__(self, renewal: Renewal, arguments: Arguments, disk: Disk, maker: Maker) -> None:
+        self._renewal = renewal
+        self._arguments = arguments
+        self._disk = disk
+        self._maker = maker
+        self._calls: Calls
+        self._saver: Saver
+        self._machine: Machine
+        self._trainer: DurableTrainingClient
+        self._exhausted: RecoveryExhaustedError | None = None
+        self._terminated = False
+
+    @asynccontextmanager
+    async def entered(self) -> AsyncIterator[DurableTrainingClient]:
+        """Begin, give the client, and leave in order."""
+        arguments = self._arguments
+        events = self._maker.parts.caller.events
+        start = await started(
+            self._disk,
+            self._maker,
+            checkpoints=arguments.checkpoints,
+            recovery=arguments.recovery,
+            events=events,
+        )
+        self._machine = Machine(arguments.recovery.max_attempts, start.generation)
+        fallback = arguments.recovery.fallback
+        try:
+            with (
+                Journal(arguments.run_dir, fallback=fallback) as journal,
+                lone_errors(),
+            ):
+                async with anyio.create_task_group() as tasks:
+                    self._assemble(start, journal, tasks)
+                    if arguments.recovery.enabled:
+                        await tasks.start(self._watch, journal, start)
+                    if arguments.checkpoints.on_exit:
+                        tasks.start_soon(self._mind_signals, tasks.cancel_scope)
+                    async with self._left_in_order():
+                        yield self._trainer
+                    tasks.cancel_scope.cancel()
+        except RecoveryExhaustedError as error:
+            if self._exhausted is None or error is self._exhausted:
+                raise
+            raise self._exhausted from error
+        if self._exhausted is not None:
+            raise self._exhausted
+        if self._terminated:
+            raise SystemExit(_TERMINATED)
+
+    def _assemble(self, start: Start, journal: Journal, tasks: anyio.abc.TaskGroup) -> None:
+        arguments, entry = self._arguments, start.entry
+        journal.mark_loaded(start.mark)
+        parts = self._maker.parts
+        self._calls = calls = Calls(journal, self._machine, parts.unobserved.note)
+        calls.client = start.client
+        self._saver = saver = Saver(
+            disk=self._disk,
+            journal=journal,
+            policy=arguments.checkpoints,
+            calls=calls,
+            machine=self._machine,
+            maker=self._maker,
+            events=parts.caller.events,
+            tasks=tasks,
+        )
+        entries = self._disk.ledger.account.entries
+        saver.state = arguments.checkpoints.state_from(entries, now_s=anyio.current_time())
+        saver.parent = None if entry is None else entry.number
+        self._trainer = DurableTrainingClient(calls, saver, arguments.checkpoints, entry)
+
+    # Losses
+
+    async def _watch(
+        self,
+        journal: Journal,
+        start: Start,
+        *,
+        task_status: anyio.abc.TaskStatus[None],
+    ) -> None:
+        """Bring the run back whenever it is lost; where that fails, end the block."""
+        arguments = self._arguments
+        with self._renewal.seat(arguments.recovery, self._session_lost) as seat:
+            recovery = self._recovery(journal, seat)
+            self._calls.detector = recovery.watch(start.client)
+            task_status.started()
+            try:
+                await recovery.run()
+            except RecoveryExhaustedError as error:
+                self._exhausted = error
+                self._calls.close(error)
+                raise
+
+    def _recovery(self, journal: Journal, seat: Seat) -> Recovery:
+        arguments = self._arguments
+        turn = _turns.get(self._renewal)
+        if turn is None:
+            turn = anyio.CapacityLimiter(arguments.recovery.concurrency)
+            _turns[self._renewal] = turn
+        return Recovery(
+            policy=arguments.recovery,
+            checkpoints=arguments.checkpoints,
+            calls=self._calls,
+            saver=self._saver,
+            disk=self._disk,
+            journal=journal,
+            machine=self._machine,
+            maker=self._maker,
+            seat=seat,
+            turn=turn,
+            events=self._maker.parts.caller.events,
+        )
+
+    def _session_lost(self, loss: Any) -> None:
+        if self._calls.detector is not None:
+            self._calls.detector.note_loss(loss)
+
+    # The end
+
+    @asynccontextmanager
+    async def _left_in_order(self) -> AsyncIterator[None]:
+        try:
+            yield
+            await self._calls.settled()
+            await self._save_at_end()
+            await self._calls.settled()
+        except BaseException:
+            if self._exhausted is None and not self._terminated:
+                with anyio.move_on_after(self._arguments.grace_s, shield=True):
+                    await self._save_at_end()
+            raise
+        finally:
+            ended = SessionClosedError("the durable training's block has ended")
+            if self._calls.closed is None:
+                self._calls.close(ended)
+
+    async def _save_at_end(self, *, by_signal: bool = False) -> None:
+        """Save the last step that has ended, if the policy wants that and no save has it."""
+        await self._saver.idle()
+        trainer, saver = self._trainer, self._saver
+        reason = self._arguments.checkpoints.due_at_end(
+            saver.state, step=trainer.step, signal=by_signal
+        )
+        if reason is not None and saver.can_save and self._machine.state is State.HEALTHY:
+            saver.begin(trainer.boundary, reason)
+            await saver.idle()
+
+    async def _mind_signals(self, scope: anyio.CancelScope) -> None:
+        """At a SIGTERM, let the step end, save it, and end the block. Main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        with (
+            suppress(NotImplementedError),  # systems whose loops know no signals
+            anyio.open_signal_receiver(signal.SIGTERM) as signals,
+        ):
+            async for _ in signals:
+                break
+            with anyio.move_on_after(self._arguments.grace_s):
+                await self._save_by_signal()
+            self._terminated = True
+            scope.cancel()
+
+    async def _save_by_signal(self) -> None:
+        """Save the last step that has ended, or else the next one that does."""
+        trainer, ledger = self._trainer, self._disk.ledger
+        at = trainer.step
+        trainer.ending = True
+        await self._save_at_end(by_signal=True)
+        while at > 0 and not any(entry.step >= at for entry in ledger.account.confirmed):
+            await trainer.next_step()
+            await self._saver.idle()
