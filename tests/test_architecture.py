@@ -15,7 +15,7 @@ import tinker_async
 
 PACKAGE = Path(tinker_async.__file__).parent
 
-BELOW_API = {"transport", "wire", "config", "data", "errors"}
+BELOW_API = {"transport", "wire", "config", "credentials", "data", "errors", "proxies"}
 BELOW_BACKGROUND = BELOW_API | {
     *("api", "api.progress", "events", "futures", "logs", "plan", "losses"),
 }
@@ -26,27 +26,54 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lone_errors": {"errors"},
     "logs": set(),
     "data": {"errors"},
-    "config": {"errors"},
+    "config": {"credentials", "errors", "proxies"},
+    "credentials": {"errors"},
     "plan": {"data", "errors"},
+    "proxies": {"credentials", "errors"},
     "losses": {"data", "errors"},
+    "loss_graphs": {"data", "errors"},
+    "loss_tracing": {"data", "errors"},
     "wire": {"data", "errors"},
-    "transport": {"errors"},
+    "transport": {"errors", "proxies"},
     "events": {"logs"},
     "api": BELOW_API | {"api.progress", "events", "logs"},
     "api.progress": {"errors"},
     "futures": {"api.progress", "errors"},
     "tokenizer": {"api", "api.progress", "errors"},
     "background": BELOW_BACKGROUND,
-    "rest": {"api", "api.progress", "wire", "data", "errors"},
+    "download": {"api", "api.progress", "config", "data", "errors", "lone_errors", "logs"}
+    | {"proxies", "transport"},
+    "rest": BELOW_API | {"api", "api.progress", "download", "events"},
     "many_samples": {"data", "errors", "lone_errors"},
     "sampling": CLIENTS | {"many_samples"},
     "training": CLIENTS | {"sampling"},
     "samplers": CLIENTS | {"sampling"},
     "trainers": CLIENTS | {"samplers", "training"},
-    "parts": CLIENTS | {"samplers", "trainers"},
-    "session": CLIENTS | {"parts", "sampling", "training", "rest", "local.process", "lone_errors"},
-    "local.engine": {"data", "errors", "local.models"},
-    "local.server": {"wire", "data", "errors", "local.engine"},
+    "custom_losses": CLIENTS | {"loss_tracing"},
+    "parts": CLIENTS | {"custom_losses", "samplers", "trainers"},
+    "creation": CLIENTS | {"parts", "sampling", "trainers", "training"},
+    "renewal": CLIENTS | {"lone_errors", "parts"},
+    "durable": CLIENTS
+    | {"lone_errors", "parts", "renewal", "rest", "sampling", "trainers", "training"},
+    "ports": {
+        *("api.progress", "data", "durable", "errors", "logs", "lone_errors"),
+        *("sampling", "session"),
+    },
+    "session": CLIENTS
+    | {
+        "creation",
+        "durable",
+        "parts",
+        "renewal",
+        "trainers",
+        "sampling",
+        "training",
+        "rest",
+        "local.process",
+        "lone_errors",
+    },
+    "local.engine": {"data", "errors", "local.models", "loss_graphs"},
+    "local.server": {"wire", "data", "errors", "local.engine", "loss_graphs"},
     "local.cache": {"errors"},
     "local.fetch": {"errors", "local.cache"},
     "local.tiny": set(),
@@ -55,10 +82,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "local.models": {"errors", "local.cache", "local.convert", "local.fetch", "local.tiny"},
     "local.serving": {"errors", "local.engine", "local.models", "local.server"},
     "local.process": {"errors", "lone_errors", "local.server"},
-    "cli": {"", "errors", "local.serving"},
-    "testing": {"data", "errors", "lone_errors", "session", "transport", "wire"},
+    "cli": {"", "api", "config", "credentials", "errors", "local.cache", "local.serving", "proxies"}
+    | {"download", "tokenizer", "transport"},
+    "testing": {"data", "errors", "lone_errors", "loss_graphs", "session", "transport", "wire"},
     "": set(BELOW_BACKGROUND)
-    | {"background", "many_samples", "rest", "sampling", "session", "training"},
+    | {
+        "background",
+        "download",
+        "durable",
+        "many_samples",
+        "rest",
+        "sampling",
+        "session",
+        "training",
+    },
 }
 """Each part with the parts it may import; `""` is `tinker_async` itself."""
 
@@ -69,7 +106,7 @@ LIBRARY_HOMES: dict[str, set[str]] = {
     "h2": {"transport", "testing.http2_server"},
     "hpack": set(),
     "h11": set(),
-    "httpcore": set(),
+    "httpcore": {"download.fetch", "download.network"},
     "starlette": {"local.server"},
     "hypercorn": {"local.server.hosting"},
     "sqlite3": {"local.server"},
@@ -82,6 +119,7 @@ LIBRARY_HOMES: dict[str, set[str]] = {
     "zstandard": {"local.server"},
     "click": {"cli"},
     "rich": {"cli"},
+    "huggingface_hub": set(),
     "matplotlib": set(),
     "asyncio": set(),
     "trio": set(),
@@ -95,7 +133,9 @@ LIBRARY_HOMES: dict[str, set[str]] = {
 """Where a library may be imported at the top of a module."""
 
 LAZY_HOMES: dict[str, set[str]] = {
-    "torch": {"losses", "data.tensors", "local.engine.thread"},
+    "torch": {
+        *("losses", "loss_graphs", "loss_tracing", "data.tensors", "local.engine.thread"),
+    },
     "tokenizers": {"tokenizer", "local.engine.stopping", "local.convert", "local.tiny"},
     "safetensors": {"local.convert", "local.models", "local.tiny"},
     "gguf": {"local.convert"},
@@ -106,14 +146,16 @@ LAZY_HOMES: dict[str, set[str]] = {
         "testing.exchange",
         "transport.content",
     },
-    "trio": {"testing.virtual_time"},
+    "asyncio": {"transport.waiting"},
+    "trio": {"testing.virtual_time", "transport.waiting"},
+    "huggingface_hub": {"cli.checkpoint.hub", "cli.templates"},
     "matplotlib": {"cli.demo_report"},
 }
 """Where it may be imported inside a function besides."""
 
 HEAVY = {
     *("torch", "transformers", "tokenizers", "peft", "click", "rich", "starlette", "hypercorn"),
-    *("asyncio", "trio", "ssl", "h2", "hpack", "structlog", "logging", "hashlib"),
+    *("asyncio", "trio", "ssl", "h2", "hpack", "httpcore", "structlog", "logging", "hashlib"),
 }
 """What a program may have installed and does not pay for until it asks."""
 
@@ -224,7 +266,7 @@ def test_only_session_and_cli_reach_into_local_and_only_when_asked() -> None:
         if one.target.startswith("tinker_async.local") and not one.module.startswith("local")
     ]
 
-    assert {"cli.serve", "session"} == {one.module for one in reaching}
+    assert {"cli.config", "cli.serve", "session"} == {one.module for one in reaching}
     assert not [str(one) for one in reaching if one.top]
 
 
@@ -242,7 +284,7 @@ def test_libraries_are_imported_only_where_they_belong() -> None:
     assert astray == []
 
 
-@pytest.mark.parametrize("part", ["errors", "config", "data", "wire", "plan", "losses"])
+@pytest.mark.parametrize("part", ["errors", "config", "data", "wire", "plan", "losses", "proxies"])
 def test_pure_parts_do_no_input_or_output(part: str) -> None:
     """No sockets, files, threads, clocks or event loops."""
     forbidden = {"anyio", "socket", "ssl", "select", "threading", "subprocess", "pathlib", "time"}

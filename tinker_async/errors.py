@@ -22,6 +22,8 @@ class TinkerError(Exception):
     """The server's own verdict (`x-should-retry`), which beats `retryable`."""
     delivery_in_doubt: bool = False
     """Whether the failed request may have had its effect on the server all the same."""
+    unsent: bool = False
+    """Whether it came before the request went out, such as from the exchange of a credential."""
     operation: str | None = None
     """The public method whose call ended in this error."""
     request_id: str | None = None
@@ -58,6 +60,7 @@ class TinkerError(Exception):
 _CONTEXT = (
     "should_retry",
     "delivery_in_doubt",
+    "unsent",
     "operation",
     "request_id",
     "attempts",
@@ -85,6 +88,12 @@ class ConfigError(TinkerError, ValueError):
 
 class MissingExtraError(ConfigError, ImportError):
     """An optional dependency is not installed; `hint` has the command that installs it."""
+
+
+class CredentialError(TinkerError):
+    """There is no credential to send: the token has expired, or the command that prints one failed."""
+
+    _advice = "pass a fresh credential, or set TINKER_CREDENTIAL_CMD to a command that prints one"
 
 
 class InvalidInputError(TinkerError, ValueError):
@@ -116,6 +125,10 @@ class RequestTimeoutError(TransportError, TimeoutError):
 
 class ProtocolError(TransportError):
     """The connection broke, or the peer's bytes were not HTTP."""
+
+    kept: bool = False
+    """Whether it was a connection that had been idle, and broke without a byte of an answer: most
+    likely the server was closing it when the request set out."""
 
 
 class ResponseError(TinkerError):
@@ -161,6 +174,11 @@ class APIStatusError(TinkerError):
             detail=detail,
             retry_after_s=retry_after_s,
         )
+
+    @property
+    def status_code(self) -> int:
+        """Another name of `status`."""
+        return self.status
 
 
 class BadRequestError(APIStatusError):
@@ -310,6 +328,63 @@ class ModelPoisonedError(TinkerError):
         )
 
 
+class UnsupportedByServerError(TinkerError):
+    """The server does not have what the call asks for, such as a newer endpoint or argument.
+
+    Raised before anything is sent where the session knows it already. `feature` is one of
+    `Feature`; `session.server.features` says what else is known.
+    """
+
+    _advice = "do without it, or use a server that has it; session.server.features says more"
+
+    feature: str
+
+    def __init__(self, message: str, *, feature: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, feature=feature)
+
+
+class DownloadError(TinkerError):
+    """A checkpoint could not be downloaded: what came is damaged, or not what was announced."""
+
+    _advice = "call again: what was received whole is kept and gone on from"
+
+
+class UnsafeDownloadError(DownloadError):
+    """A checkpoint's file has a name, type or size that must not reach the disk.
+
+    Nothing was put in place, and what was received is removed. `member` is the name, shortened
+    and in ASCII; empty where it is the archive as a whole.
+    """
+
+    _advice = "do not use this checkpoint; tell whoever gave it to you, or the server's operator"
+
+    member: str
+
+    def __init__(self, message: str, *, member: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, member=member)
+
+
+class TargetExistsError(DownloadError, FileExistsError):
+    """There is something where the download is to go; it was not touched."""
+
+    _advice = "give another folder, or overwrite=True"
+
+
+class DiskError(DownloadError, OSError):
+    """The download cannot be written: the disk is full, or the folder may not be written.
+
+    `path` is what could not be written; `reason` is `full`, `forbidden` or `other`.
+    """
+
+    _advice = "make room or give another folder, then call again to go on"
+
+    path: str
+    reason: str
+
+    def __init__(self, message: str, *, path: str, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, path=path, reason=reason)
+
+
 class EngineStartError(TinkerError):
     """The embedded engine could not be started; `detail` has the last lines it wrote."""
 
@@ -317,6 +392,62 @@ class EngineStartError(TinkerError):
 
     def __init__(self, message: str, *, detail: str = "", hint: str | None = None) -> None:
         super().__init__(message, hint=hint, detail=detail)
+
+
+class LedgerError(TinkerError):
+    """The record of a durable run cannot be used: another process writes it, or it is damaged.
+
+    `path` is the file; `reason` is `in_use`, `damaged`, `unwritable` or `other_run`.
+    """
+
+    _advice = "look at the file; what is before the damage is still readable"
+
+    path: str
+    reason: str
+
+    def __init__(self, message: str, *, path: str, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, path=path, reason=reason)
+
+
+class SupersededError(TinkerError):
+    """The call was made for a run that a recovery has replaced since.
+
+    `generation` is the one that it belonged to, `current` the one that goes on.
+    """
+
+    _advice = "use the durable client itself; what it made before a recovery ends with that run"
+
+    generation: int
+    current: int
+
+    def __init__(
+        self, message: str, *, generation: int, current: int, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, generation=generation, current=current)
+
+
+class RecoveryExhaustedError(TinkerError):
+    """A run was lost, and no attempt to bring it back succeeded; nothing was deleted.
+
+    `run_id` is the lost run, `attempts` how many were made, and `history` one line for each thing
+    that was tried, oldest first. The last attempt's own error is the `__cause__`.
+    """
+
+    _advice = "read history, then start the program again: it goes on from the newest checkpoint"
+
+    run_id: str
+    history: tuple[str, ...]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        run_id: str,
+        attempts: int,
+        history: tuple[str, ...],
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, run_id=run_id, attempts=attempts, history=history)
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {

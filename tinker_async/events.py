@@ -80,6 +80,27 @@ class HeartbeatMissed(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
+class SessionRenewed(msgspec.Struct, frozen=True, tag=True):
+    """The session was lost, and goes on under a new id: for its durable runs."""
+
+    session_id: str
+    """The new one."""
+    lost_session_id: str
+    cause: str
+    """`ended` or `unknown`, as the server said, or `process`: the embedded engine's ended."""
+    message: str
+    attempts: int
+    """Openings that it took, from 1."""
+    lost_for_s: float
+
+
+class DurableEvent(msgspec.Struct, frozen=True):
+    """Base of what a durable run tells: checkpoints, and the steps of a recovery."""
+
+    run_id: str
+    """The training run that it is about."""
+
+
 Event: TypeAlias = (
     AttemptFailed
     | QueueStateChanged
@@ -87,6 +108,8 @@ Event: TypeAlias = (
     | BillingPaused
     | ModelPoisoned
     | HeartbeatMissed
+    | SessionRenewed
+    | DurableEvent
 )
 
 EventHook: TypeAlias = Callable[[Event], None]

@@ -175,8 +175,17 @@ class APIFuture(Progress, Generic[T]):
             self._settle()
 
     def on_settled(self, callback: Callable[[APIFuture[Any]], None]) -> None:
-        """Call back, synchronously, when the future is settled. One callback only."""
-        self._on_settled = callback
+        """Call back, synchronously, when the future is settled; the newest callback first."""
+        older = self._on_settled
+        if older is None:
+            self._on_settled = callback
+            return
+
+        def both(future: APIFuture[Any]) -> None:
+            callback(future)
+            older(future)
+
+        self._on_settled = both
 
     def _settle(self) -> None:
         self._done = True

@@ -16,37 +16,43 @@ from contextlib import (
 )
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 
 from tinker_async.api import endpoints
-from tinker_async.api.calls import Caller
+from tinker_async.api.connecting import open_caller, opened_transport
+from tinker_async.api.features import Server
 from tinker_async.api.handshake import about_session, ask_limits, ask_switches, open_session
 from tinker_async.api.progress import DEFAULT, Timeout, check_least, check_timeout
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.health import SessionHealth, SessionStatistics
 from tinker_async.config import Config, resolve_config
-from tinker_async.data.handles import SamplerHandle
-from tinker_async.data.params import LoraConfig
+from tinker_async.creation import Creation
+from tinker_async.data.console_urls import session_page
 from tinker_async.data.results import GetServerCapabilitiesResponse
 from tinker_async.errors import ConfigError, SessionClosedError
 from tinker_async.events import EventHook, Events, EventStream
 from tinker_async.lone_errors import lone_errors
-from tinker_async.parts import Ending, Parts
-from tinker_async.rest import RestClient
-from tinker_async.sampling import SamplingClient
-from tinker_async.training import TrainingClient
-from tinker_async.transport.opening import OpenTransport, open_transport
-from tinker_async.wire.messages import DynamicConfigResponse
+from tinker_async.parts import Ending, Parts, Unobserved
+from tinker_async.renewal import Renewal
+from tinker_async.transport.opening import OpenTransport
 
 if TYPE_CHECKING:
     import ssl
 
+    from tinker_async.api.calls import Caller
+    from tinker_async.background.telemetry import Telemetry
+    from tinker_async.data.optimizers import OptimizerConfig
+    from tinker_async.durable.checkpoint_policy import CheckpointPolicy
+    from tinker_async.durable.client import DurableTrainingClient
+    from tinker_async.durable.recovery_policy import RecoveryPolicy
+    from tinker_async.rest import RestClient
+
 _HEARTBEAT_S = 10.0
 
 
-class Session(anyio.AsyncContextManagerMixin):
+class Session(Creation, anyio.AsyncContextManagerMixin):
     """A session with a Tinker server.
 
     `async with Session() as session:` connects; leaving the block refuses new work,
@@ -60,7 +66,8 @@ class Session(anyio.AsyncContextManagerMixin):
 
     Args:
         base_url: The server; default `TINKER_BASE_URL`, else the Tinker service.
-        api_key: The credential; default `TINKER_API_KEY`.
+        api_key: The credential, a key or a JWT; default `TINKER_API_KEY`, else what
+            `TINKER_CREDENTIAL_CMD` prints, else the stored key.
         tags: Labels of the session; default `TINKER_TAGS` (comma-separated).
         user_metadata: Anything JSON, kept with the session.
         project_id: The project to charge; default `TINKER_PROJECT_ID`.
@@ -82,7 +89,14 @@ class Session(anyio.AsyncContextManagerMixin):
             normally, in seconds.
         http2: Speak HTTP/2 (True), HTTP/1.1 (False), or let TLS negotiate (None; plain
             http then means HTTP/1.1).
-        ssl_context: For https with a private certificate authority.
+        ssl_context: For https with settings of your own.
+        ca_bundle: File or folder of the certificate authorities to believe, for https with a
+            private one; default `SSL_CERT_FILE` and `SSL_CERT_DIR`, else the usual ones.
+        headers: Headers of every request, besides the client's own.
+        proxy: URL of the proxy to go through; False for none; default `HTTPS_PROXY`,
+            `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+        telemetry: Whether the service is told how the session goes; default `TINKER_TELEMETRY`,
+            else not.
 
     Raises:
         ConfigError: When made, if key or URL are missing or malformed.
@@ -109,10 +123,26 @@ class Session(anyio.AsyncContextManagerMixin):
         grace_s: float = 600.0,
         http2: bool | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        ca_bundle: str | PathLike[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        proxy: str | Literal[False] | None = None,
+        telemetry: bool | None = None,
     ) -> None:
-        self._config: Config | None = resolve_config(base_url, api_key)
+        config = resolve_config(
+            base_url,
+            api_key,
+            project_id=project_id,
+            tags=tags,
+            headers=headers,
+            proxy=proxy,
+            ca_bundle=ca_bundle,
+            telemetry=telemetry,
+        )
+        if ssl_context is not None and config.ca_bundle is not None:
+            raise ConfigError("ssl_context and ca_bundle are given", hint="give one of the two")
+        self._config: Config | None = config
         self._open_engine: Callable[[], Any] | None = None
-        self._about = about_session(tags, user_metadata, project_id, display_name)
+        self._about = about_session(config, user_metadata, display_name)
         self._policy = retry or RetryPolicy()
         self._timeout_s = check_timeout(timeout)
         self._silence_limit_s = check_timeout(silence_limit_s, field="silence_limit_s")
@@ -124,10 +154,10 @@ class Session(anyio.AsyncContextManagerMixin):
         self._events = Events(on_event)
         self._grace_s = grace_s
         # The seam for `tinker_async.testing`, which needs no socket.
-        self._open_transport: Callable[[str], AbstractAsyncContextManager[OpenTransport]] = partial(
-            open_transport, ssl_context=ssl_context, http2=http2
-        )
-        self._parts: Parts | None = None
+        self._open_transport: Callable[[Config], AbstractAsyncContextManager[OpenTransport]]
+        self._open_transport = partial(opened_transport, ssl_context=ssl_context, http2=http2)
+        self._telemetry: Telemetry | None = None
+        self._renewal: Renewal | None = None
         self._ended: SessionClosedError | None = None
 
     @classmethod
@@ -197,7 +227,7 @@ class Session(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        if self._parts is not None or self._ended is not None:
+        if self._renewal is not None or self._ended is not None:
             raise SessionClosedError(
                 "a session can be entered once", hint="make a new Session for each block"
             )
@@ -206,108 +236,139 @@ class Session(anyio.AsyncContextManagerMixin):
             config, engine = self._config, None
             if self._open_engine is not None:
                 engine = await stack.enter_async_context(self._open_engine())
-                config = resolve_config(engine.url, engine.api_key)
+                # This machine's environment has no say in how to speak to a process of our own.
+                config = resolve_config(engine.url, engine.api_key, environ={})
             if config is None:
                 raise ConfigError("the session has no server")
-            transport = await stack.enter_async_context(self._open_transport(config.base_url))
-            caller = self._caller(transport, config)
+            opening = self._open_transport(config)
+            transport = await stack.enter_async_context(opening)
+            caller = await stack.enter_async_context(self._caller(transport, config))
             limits, dynamic = await ask_limits(caller), await ask_switches(caller)
             session_id = await open_session(caller, self._about)
+            if config.telemetry:
+                from tinker_async.background.telemetry import (  # noqa: PLC0415  # off
+                    telemetry_of,
+                )
+
+                telling = telemetry_of(caller, session_id)
+                self._telemetry = await stack.enter_async_context(telling)
             ending = Ending(caller, session_id)
             stack.push_async_callback(ending.tell)
+            unobserved = Unobserved()
             with lone_errors():
                 async with anyio.create_task_group() as tasks:
-                    self._parts = parts = Parts(
-                        session_id,
-                        base_url=config.base_url,
-                        transport=transport,
+                    self._renewal = renewal = Renewal(
+                        partial(
+                            Parts,
+                            base_url=config.base_url,
+                            transport=transport,
+                            caller=caller,
+                            limits=limits,
+                            is_open=self._any_parts,
+                            check_inputs=self._check_inputs,
+                            max_samples=self._max_samples,
+                            heartbeat_s=_HEARTBEAT_S,
+                            unobserved=unobserved,
+                        ),
                         caller=caller,
-                        limits=limits,
+                        about=self._about,
+                        dynamic=dynamic,
+                        ending=ending,
+                        telemetry=self._telemetry,
+                        engine=engine,
                         tasks=tasks,
-                        is_open=self._open_parts,
-                        check_inputs=self._check_inputs,
-                        max_samples=self._max_samples,
-                        heartbeat_s=_HEARTBEAT_S,
                     )
-                    ending.last_words = parts.pool.flush_cancels
-                    if engine is not None:
-                        tasks.start_soon(parts.watch_process, engine.process)
-                    async with self._background(parts, dynamic, ending):
+                    if self._telemetry is not None:
+                        tasks.start_soon(self._telemetry.run)
+                    lasting = renewal.lasting(session_id, on_end=self._end, grace_s=self._grace_s)
+                    async with lasting:
                         try:
                             yield self
                         except BaseException as error:
                             left = error
                             raise
-            parts.unobserved.raise_all()
+            unobserved.raise_all()
         if left is not None:
             # asyncio cancelled our caller's task (Ctrl-C does) while scopes of ours were
             # ending, and one of them took the cancellation for its own.
             raise left
 
-    def _caller(self, transport: OpenTransport, config: Config) -> Caller:
-        return Caller(
-            transport,
+    def _caller(
+        self, transport: OpenTransport, config: Config
+    ) -> AbstractAsyncContextManager[Caller]:
+        return open_caller(
             config,
-            self._policy,
+            transport=transport,
+            policy=self._policy,
             events=self._events,
             timeout_s=self._timeout_s,
             silence_limit_s=self._silence_limit_s,
             billing_pause_s=self._billing_pause_s,
         )
 
-    @asynccontextmanager
-    async def _background(
-        self, parts: Parts, dynamic: DynamicConfigResponse, ending: Ending
-    ) -> AsyncGenerator[None]:
-        """Run the session's own tasks around the user's block, and end them in order."""
-        parts.start(dynamic)
-        reason = SessionClosedError("the session's block has ended")
-        try:
-            yield
-            with anyio.move_on_after(self._grace_s):
-                await parts.wait_idle()
-        except Exception as error:
-            ending.how = ("errored", f"{type(error).__name__}: {error}"[:500])
-            raise
-        except BaseException as error:
-            ending.how = ("interrupted", type(error).__name__)
-            raise
-        finally:
-            self._ended = reason
-            parts.close(reason)
-            self._events.end()
+    def _end(self, reason: SessionClosedError) -> None:
+        self._ended = reason
+        self._events.end()
 
-    def _open_parts(self) -> Parts:
+    @property
+    def _parts(self) -> Parts | None:
+        return None if self._renewal is None else self._renewal.parts
+
+    def _any_parts(self) -> Parts:
         if self._ended is not None:
             raise SessionClosedError(
                 "the session has ended", hint="do the work inside its `async with` block"
             )
-        if self._parts is None:
+        if (parts := self._parts) is None:
             raise SessionClosedError(
                 "the session is not open", hint="use `async with Session(...) as session:`"
             )
-        return self._parts
+        return parts
+
+    def _open_parts(self) -> Parts:
+        parts = self._any_parts()
+        if parts.gone is not None:
+            raise parts.gone
+        return parts
 
     # What users call
 
     @property
     def session_id(self) -> str:
         """The server's id of this session."""
-        return self._open_parts().session_id
+        return self._any_parts().session_id
 
     @property
     def rest(self) -> RestClient:
         """Reading and managing what is on the server."""
-        return RestClient(self._open_parts().caller)
+        from tinker_async.rest import RestClient  # noqa: PLC0415  # a training loop needs none
+
+        return RestClient(self._any_parts().caller)
+
+    @property
+    def server(self) -> Server:
+        """The server, and what is known of its features at this moment."""
+        caller = self._any_parts().caller
+        return Server(caller.config.base_url, caller.features.view())
+
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What tells the service how the session goes, to log events of your own; None if off."""
+        self._any_parts()
+        return self._telemetry
+
+    def get_console_url(self) -> str:
+        """Return this session's page in the Tinker service's web console."""
+        return session_page(self.session_id)
 
     def statistics(self) -> SessionStatistics:
         """Return what is under way now."""
-        return self._open_parts().statistics()
+        return self._any_parts().statistics()
 
     def health(self) -> SessionHealth:
         """Return how the session is doing, at once; also after the server ended it."""
         parts = self._parts if self._parts is not None and self._parts.lost else None
-        return (parts or self._open_parts()).health()
+        return (parts or self._any_parts()).health()
 
     def events(self) -> AbstractContextManager[EventStream]:
         """Open a stream of what happens from now on; it ends with the session.
@@ -317,23 +378,10 @@ class Session(anyio.AsyncContextManagerMixin):
         """
         return self._events.stream()
 
-    async def get_server_capabilities(
+    def durable_training(
         self,
+        run_dir: str | PathLike[str],
         *,
-        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
-        retry: RetryPolicy | None = None,
-    ) -> GetServerCapabilitiesResponse:
-        """Return the base models the server offers, with their context lengths."""
-        return await self._open_parts().caller.ask(
-            "get_server_capabilities",
-            endpoints.CAPABILITIES,
-            answer=GetServerCapabilitiesResponse,
-            timeout=timeout,
-            retry=retry,
-        )
-
-    async def create_lora_training_client(
-        self,
         base_model: str,
         rank: int = 32,
         seed: int | None = None,
@@ -341,115 +389,78 @@ class Session(anyio.AsyncContextManagerMixin):
         train_attn: bool = True,
         train_unembed: bool = True,
         user_metadata: Mapping[str, str] | None = None,
-        *,
-        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
-        retry: RetryPolicy | None = None,
-    ) -> TrainingClient:
-        """Create a LoRA model on a base model and return the client that trains it.
+        optimizer: OptimizerConfig | None = None,
+        checkpoints: CheckpointPolicy | None = None,
+        recovery: RecoveryPolicy | None = None,
+        grace_s: float = 25.0,
+    ) -> AbstractAsyncContextManager[DurableTrainingClient]:
+        """Train a LoRA model that survives its run, this session, and the program.
 
-        Raises:
-            InvalidInputError: Rank or switches make no adapter.
-            BadRequestError: The server has no such base model.
-            RequestTimeoutError: The time is over; the model may have been made.
-        """
-        trainers = self._open_parts().trainers
-        lora = LoraConfig(
-            rank=rank,
-            seed=seed,
-            train_mlp=train_mlp,
-            train_attn=train_attn,
-            train_unembed=train_unembed,
-        )
-        metadata = dict(user_metadata) if user_metadata else None
-        return await trainers.create(base_model, lora, metadata, timeout=timeout, retry=retry)
-
-    async def create_training_client_from_state(
-        self,
-        path: str,
-        user_metadata: Mapping[str, str] | None = None,
-        *,
-        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
-        retry: RetryPolicy | None = None,
-    ) -> TrainingClient:
-        """Create a model from a checkpoint of `save_state`, with a fresh optimizer.
-
-        Raises:
-            InvalidInputError: Not the path of a training checkpoint.
-            RequestFailedError, NotFoundError: The server has no such checkpoint.
-        """
-        return await self._open_parts().trainers.create_from_state(
-            path,
-            dict(user_metadata) if user_metadata else None,
-            optimizer=False,
-            timeout=timeout,
-            retry=retry,
-        )
-
-    async def create_training_client_from_state_with_optimizer(
-        self,
-        path: str,
-        user_metadata: Mapping[str, str] | None = None,
-        *,
-        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
-        retry: RetryPolicy | None = None,
-    ) -> TrainingClient:
-        """Create a model from a checkpoint of `save_state`, optimizer state included.
-
-        Raises:
-            InvalidInputError: Not the path of a training checkpoint.
-            RequestFailedError, NotFoundError: The server has no such checkpoint.
-        """
-        return await self._open_parts().trainers.create_from_state(
-            path,
-            dict(user_metadata) if user_metadata else None,
-            optimizer=True,
-            timeout=timeout,
-            retry=retry,
-        )
-
-    async def create_sampling_client(
-        self,
-        model_path: str | None = None,
-        base_model: str | None = None,
-        *,
-        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
-        retry: RetryPolicy | None = None,
-    ) -> SamplingClient:
-        """Make a client that samples from a checkpoint or from a base model.
+        `async with session.durable_training(run_dir, base_model=...) as trainer:` gives a client
+        with the methods of `TrainingClient`, which saves by a policy. Where a run is lost, another
+        one goes on from a checkpoint and repeats what came after it, and each future gives the
+        result that it was made for. A program that is started again goes on at `trainer.step`.
 
         Args:
-            model_path: `tinker://...` of `save_weights_for_sampler`.
-            base_model: Or the name of a base model.
-            timeout: Seconds for all of it; default the session's.
-            retry: When to repeat; default the session's policy.
+            run_dir: The run's folder, on this machine: its record is kept there. One program at a
+                time; the same arguments at each start.
+            base_model: As for `create_lora_training_client`, like the next six.
+            rank: Of the adapter.
+            seed: Of its initial weights; None draws one, which the record keeps.
+            train_mlp: Whether MLP layers are trained.
+            train_attn: Whether attention layers are trained.
+            train_unembed: Whether the unembedding is trained.
+            user_metadata: Kept with each training run.
+            optimizer: For the life of the model; None is AdamW.
+            checkpoints: When to save, and what to keep; default `CheckpointPolicy()`.
+            recovery: Whether and how a lost run is brought back; default
+                `RecoveryPolicy(enabled=True)`.
+            grace_s: How long the last step and its save may take after an exception or a SIGTERM,
+                in seconds. After a SIGTERM the block ends with `SystemExit(143)`.
 
         Raises:
-            InvalidInputError: Neither or both given, or not a checkpoint's path.
-            BadRequestError, NotFoundError: The server does not have it.
+            InvalidInputError: At once, when the arguments make no adapter.
+            LedgerError: When entered, if another program trains in this folder, it belongs to
+                another run, or cannot be written.
+            RecoveryExhaustedError: From the block (and from the futures that wait), when a run
+                was lost and nothing brought it back; when entered, if no checkpoint can be used.
         """
-        samplers = self._open_parts().samplers
-        return await samplers.create(model_path, base_model, timeout=timeout, retry=retry)
+        from tinker_async.durable.training import (  # noqa: PLC0415  # most programs need none
+            arguments_of,
+            durable_training,
+        )
 
-    async def create_sampling_client_from_handle(
+        renewal = self._renewal
+        self._open_parts()
+        if renewal is None:
+            raise SessionClosedError("the session is not open")
+        lora = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
+        arguments = arguments_of(
+            run_dir,
+            base_model=base_model,
+            lora={"rank": rank, "seed": seed, **lora},
+            metadata=user_metadata,
+            optimizer=optimizer,
+            checkpoints=checkpoints,
+            recovery=recovery,
+            grace_s=grace_s,
+        )
+        return durable_training(renewal, arguments)
+
+    async def get_server_capabilities(
         self,
-        handle: SamplerHandle,
         *,
         timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
         retry: RetryPolicy | None = None,
-    ) -> SamplingClient:
-        """Make a client for the sampler of another process, from `SamplingClient.handle`.
-
-        Its requests share no number with those of other processes, so no sample is lost or given
-        to two. From a base model or a checkpoint, this session makes a sampler of its own, which
-        does not depend on the other session. A snapshot is shared and ends with the session that
-        made it; numbers are the server's choice, or else drawn at random from 5e17.
-
-        Raises:
-            ConfigError: The handle is of a server with another URL.
-            NotFoundError, BadRequestError: The server does not have what it names. The
-                first sample from a snapshot raises NotFoundError or GoneError instead.
-        """
-        return await self._open_parts().samplers.open(handle, timeout=timeout, retry=retry)
+    ) -> GetServerCapabilitiesResponse:
+        """Return the base models the server offers, with their context lengths."""
+        return await self._any_parts().caller.ask(
+            "get_server_capabilities",
+            endpoints.CAPABILITIES,
+            answer=GetServerCapabilitiesResponse,
+            timeout=timeout,
+            retry=retry,
+        )
 
     def __repr__(self) -> str:
         if self._ended is not None:

@@ -54,6 +54,40 @@ async def test_a_datum_beyond_the_models_context_is_refused(
                 await trainer.forward([datum(8)], "cross_entropy")
 
 
+async def test_arguments_of_another_kind_are_refused_with_their_name(
+    server: ScriptedServer, session: Session
+) -> None:
+    """A list in place of a prompt, say; nothing is sent for any of them."""
+    Steps(server)
+    number: Any = 5
+    text: Any = "x"
+    prompt = ModelInput.from_ints([1])
+    with anyio.fail_after(5):
+        async with session:
+            trainer = await trainer_of(session)
+            sampler = await session.create_sampling_client(base_model="m")
+            sent = len(server.calls)
+            for field, call in (
+                ("base_model", lambda: session.create_lora_training_client(number)),
+                ("base_model", lambda: session.create_lora_training_client("two\nlines")),
+                ("base_model", lambda: session.create_sampling_client(base_model="")),
+                ("model_path", lambda: session.create_sampling_client(number)),
+                ("prompt", lambda: sampler.sample([1, 2])),  # type: ignore[arg-type]  # that is the point
+                ("prompt", lambda: sampler.compute_logprobs(number)),
+                ("sampling_params", lambda: sampler.sample(prompt, number)),
+                ("num_samples", lambda: sampler.sample(prompt, None, text)),
+                ("topk_prompt_logprobs", lambda: sampler.sample(prompt, topk_prompt_logprobs=text)),
+                ("timeout", lambda: sampler.sample(prompt, timeout=text)),
+                ("data", lambda: trainer.forward(number, "cross_entropy")),
+                ("data[1]", lambda: trainer.forward([datum(3), number], "cross_entropy")),
+                ("ttl_seconds", lambda: trainer.save_state("a", ttl_seconds=text)),
+            ):
+                with pytest.raises(InvalidInputError) as caught:
+                    await call()
+                assert field == caught.value.field
+    assert sent == len([one for one in server.calls if "finish" not in one.path])
+
+
 async def test_the_server_is_asked_once_for_all_clients(
     server: ScriptedServer, session: Session
 ) -> None:
@@ -183,7 +217,7 @@ async def test_a_result_that_stumbles_fails_its_operation_alone(
     with anyio.fail_after(5):
         async with session:
             trainer = await trainer_of(session)
-            request = trainer._optim_step(AdamParams())
+            request = trainer._requests.optim_step(AdamParams())
             operation: RequestsOperation[Any] = RequestsOperation("op", [request], merge)
             trainer._lane.submit(operation)
             with pytest.raises(ResponseError, match="KeyError") as caught:

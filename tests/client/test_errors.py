@@ -13,6 +13,7 @@ EXAMPLES: dict[str, TinkerError] = {
     "InvalidInputError": errors.InvalidInputError("m", field="f", hint="h"),
     "ResponseError": errors.ResponseError("m", endpoint="/e"),
     "RequestFailedError": errors.RequestFailedError("m", category="user", request_id="r"),
+    "UnsupportedByServerError": errors.UnsupportedByServerError("m", feature="cancel"),
     "PromiseLostError": errors.PromiseLostError("m", request_id="r"),
     "ModelPoisonedError": errors.ModelPoisonedError(
         "m",
@@ -23,6 +24,13 @@ EXAMPLES: dict[str, TinkerError] = {
         lost_message="broken",
     ),
     "EngineStartError": errors.EngineStartError("m", detail="d"),
+    "DiskError": errors.DiskError("m", path="p", reason="full"),
+    "UnsafeDownloadError": errors.UnsafeDownloadError("m", member="../m"),
+    "LedgerError": errors.LedgerError("m", path="p", reason="in_use"),
+    "SupersededError": errors.SupersededError("m", generation=1, current=2),
+    "RecoveryExhaustedError": errors.RecoveryExhaustedError(
+        "m", run_id="r", attempts=3, history=("a", "b")
+    ),
 }
 
 

@@ -28,6 +28,7 @@ from tinker_async import (
 )
 from tinker_async.data.results import ForwardBackwardOutput
 from tinker_async.data.tensors import TensorData
+from tinker_async.testing import FakeService
 from tinker_async.wire.training import decode_forward_backward, encode_forward_backward_output
 
 
@@ -592,3 +593,20 @@ async def test_servers_that_fail_operations_by_status_are_understood(
                 await trainer.optim_step(AdamParams())
 
     assert len(trained.server.seen("retrieve_future")) == 2
+
+
+async def test_a_large_result_is_sent_when_it_has_room() -> None:
+    """The server says how large it is, and sends it when it is asked for again."""
+    datum = Datum(ModelInput.from_ints([5, 6]), {"target_tokens": [6, 7]})
+    results, polls = [], []
+    for inline_bytes in (None, 1):
+        service = FakeService(inline_bytes=inline_bytes)
+        with anyio.fail_after(10):
+            async with service.session() as session:
+                trainer = await session.create_lora_training_client("toy", rank=4)
+                before = service.ledger.count("retrieve_future")
+                results.append((await trainer.forward_backward([datum], "cross_entropy")).metrics)
+                polls.append(service.ledger.count("retrieve_future") - before)
+
+    assert results[0] == results[1]
+    assert [1, 2] == polls

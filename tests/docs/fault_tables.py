@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from faults.calls import CALLS
 from faults.cells import cells_of
 from faults.reasons import CASES, Case, Expected, Kind, Stage, expected, understood
+from faults.rest_calls import ALL_CALLS
 
 COLUMNS: dict[str, Stage] = {
     "A question, a creation, a sample": Stage("asample", "draw"),
@@ -24,6 +24,7 @@ KINDS: dict[Kind, str] = {
     "draw": "a sample",
     "file": "a file that others may have",
     "poll": "waiting",
+    "told": "one request for all samples",
 }
 
 
@@ -34,7 +35,7 @@ def parts() -> dict[str, str]:
 
 def _calls() -> str:
     rows: dict[str, list[str]] = {}
-    for call in CALLS:
+    for call in ALL_CALLS:
         kinds = dict.fromkeys(stage.kind for stage in call.stages if stage.kind != "quiet")
         sends = ", then ".join(KINDS[kind] for kind in kinds)
         names = rows.setdefault(sends, [])
@@ -86,8 +87,8 @@ def _failure(found: Expected) -> str:
 
 
 def _cells() -> str:
-    cells = sum(len(cells_of(call, CASES)) for call in CALLS)
+    cells = sum(len(cells_of(call, CASES)) for call in ALL_CALLS)
     return (
-        f"{len(CALLS)} calls (some in several ways) and {len(CASES)} faults, in each request of a "
+        f"{len(ALL_CALLS)} calls (some in several ways) and {len(CASES)} faults, in each request of a "
         f"call, once and always: {cells:,} cells, each on asyncio and on trio.\n"
     )

@@ -5,6 +5,7 @@ Run as a program it writes them: python tests/docs/reference_pages.py
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+import click
 from docs.markdown import ROOT, replace_generated
 
 import tinker_async
@@ -21,7 +23,6 @@ from docs import fault_tables
 from tinker_async import TinkerError
 
 REFERENCE = ROOT / "docs" / "reference"
-COMMANDS = ((), ("demo",), ("serve",))
 COLUMNS = 80
 
 CLIENTS = ("Session", "TrainingClient", "SamplingClient", "RestClient", "APIFuture")
@@ -91,13 +92,24 @@ def _help() -> str:
     from tinker_async.cli import main
 
     texts = []
-    for command in COMMANDS:
+    for words in commands_of(main):
         result = CliRunner().invoke(
-            main, [*command, "--help"], prog_name="tinker-async", terminal_width=COLUMNS
+            main, [*words, "--help"], prog_name="tinker-async", terminal_width=COLUMNS
         )
-        name = " ".join(("tinker-async", *command))
+        name = " ".join(("tinker-async", *words))
         texts.append(f"## {name}\n\n```text\n{result.output}```\n")
     return "\n".join(texts)
+
+
+def commands_of(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
+    """Yield the words of a command, and of all those below it."""
+    yield words
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None and not below.hidden:
+                yield from commands_of(below, *words, name)
 
 
 # Names
@@ -107,10 +119,16 @@ def _client(name: str) -> str:
     cls = getattr(tinker_async, name)
     rows = [
         f"| `{_call(member, value)}` | {_first_line(value)} |"
-        for member, value in vars(cls).items()
+        for member, value in members_of(cls).items()
         if not member.startswith("_") and member not in HIDDEN_METHODS and _is_documented(value)
     ]
     return f"### {name}\n\n{_first_line(cls)}\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n\n"
+
+
+def members_of(cls: type) -> dict[str, Any]:
+    """Return what a class has of its own, and from the parts that it is put together from."""
+    own = [base for base in cls.__mro__ if base.__module__.partition(".")[0] == "tinker_async"]
+    return {name: value for base in reversed(own) for name, value in vars(base).items()}
 
 
 def _is_documented(value: object) -> bool:
@@ -123,7 +141,8 @@ def _call(member: str, value: Any) -> str:
     function = value.__func__ if isinstance(value, classmethod) else value
     parameters = [name for name in inspect.signature(function).parameters if name not in _IMPLIED]
     call = f"{member}({', '.join(parameters)})"
-    if inspect.isasyncgenfunction(function):
+    returns = str(inspect.get_annotations(function).get("return", ""))
+    if inspect.isasyncgenfunction(function) or returns.startswith("AsyncIterator["):
         return f"async for ... in {call}"
     return f"await {call}" if inspect.iscoroutinefunction(function) else call
 
@@ -155,11 +174,24 @@ def _names(belongs: Callable[[object], bool]) -> str:
 
 
 _VALUES = {
+    "CheckpointType": "What a checkpoint serves for: `training`, `sampler` or `external`.",
+    "CustomLossInputRank": "Rank of an input of a custom loss: 0, 1 or 2.",
+    "ModelInputChunk": "Any of the chunks that a `ModelInput` is made of.",
+    "OptimParams": "Parameters of an optimizer's step: `AdamParams`, `DimuonParams`, or a mapping.",
+    "OptimizerConfig": "A model's optimizer: one of the configs, or a mapping with a `type`.",
+    "PerDatumLossFn": "The loss of one datum, for `Session.create_custom_loss`.",
+    "ProvenanceSpans": "Consecutive spans that cover one field of a `Datum`.",
+    "SamplingClientKind": "`snapshot` or `inflight`: which weights a sampler has.",
     "Event": "Any of the events that a session tells of.",
     "LossFnType": "The names of losses that the protocol knows; a server may know more.",
     "__version__": "The version of this package.",
 }
 
 if __name__ == "__main__":
-    for page, texts in parts().items():
+    written = parts()
+    if importlib.util.find_spec("tinker") is not None:  # the extra `judge`
+        from docs.parity import page as parity
+
+        written[REFERENCE / "parity.md"] = parity.parts()
+    for page, texts in written.items():
         replace_generated(page, texts)

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import pytest
 from docs.markdown import ROOT, blocks, pages
 
-PROGRAMS = [page for page in pages() if blocks(page, "python")]
+COMMAND_LINE = ROOT / "docs" / "how-to" / "command-line.md"
+PROGRAMS = [page for page in pages() if blocks(page, "python") and page != COMMAND_LINE]
 SHELL = ("sh", "bash", "console", "shell")
-OTHER_PROGRAMS = {"cd", "curl", "git", "jq"}
+OTHER_PROGRAMS = {"cd", "curl", "cut", "git", "jq", "ls"}
 """Commands that are not ours to check."""
 LINK = re.compile(r"\[[^\]]+\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 
@@ -55,17 +57,51 @@ def test_the_programs_of_a_page_run(page: Path, server: dict[str, str], tmp_path
     assert "Error" not in done.stderr
 
 
+def test_the_examples_of_the_command_line_run(server: dict[str, str], tmp_path: Path) -> None:
+    """Its page's program, then its `sh` blocks in order, as one script, with the tiny server."""
+    test_the_programs_of_a_page_run(COMMAND_LINE, server, tmp_path)
+    script = "\n".join(block.text for block in blocks(COMMAND_LINE, "sh"))
+    program = tmp_path / "bin" / "tinker-async"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tinker_async.cli "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, **server, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert script.count("tinker-async ") > 10
+
+
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Where, and the words of each command of the shell blocks."""
     for page in pages():
         for block in blocks(page, *SHELL):
             text = block.text.replace("\\\n", " ")
             for line in text.splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                    del words[0]
-                if words:
+                for words in _commands_in(line.removeprefix("$ ")):
                     yield f"{page.relative_to(ROOT)}:{block.line}", words
+
+
+def _commands_in(line: str) -> Iterator[list[str]]:
+    """The words of each part of a pipe, without variables before and files after."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|>")
+    lexer.whitespace_split = True
+    for is_pipe, group in groupby(lexer, "|".__eq__):
+        words = [] if is_pipe else list(takewhile(">".__ne__, group))
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            del words[0]
+        if words:
+            yield words
 
 
 def test_the_commands_of_the_pages_exist() -> None:
@@ -97,13 +133,19 @@ def _cli_accepts(words: list[str]) -> bool:
 
     from tinker_async.cli import main
 
-    context = click.Context(main)
-    if not words or words[0] not in main.list_commands(context):
+    command: click.Command = main
+    words = list(words)
+    while words and isinstance(command, click.Group):
+        found = command.get_command(click.Context(command), words[0])
+        if found is None:
+            break
+        command, words = found, words[1:]
+    if isinstance(command, click.Group):
         return words in (["--help"], ["--version"])
-    command = main.get_command(context, words[0])
-    assert command is not None
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-    return {word for word in words[1:] if word.startswith("-")} <= known
+    known = {"--help"}
+    for parameter in command.params:
+        known.update(parameter.opts, parameter.secondary_opts)
+    return {word for word in words if word.startswith("-")} <= known
 
 
 def _extras_exist(words: list[str]) -> bool:

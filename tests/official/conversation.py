@@ -11,6 +11,7 @@ import sys
 import warnings
 from typing import Any
 
+import noting  # type: ignore[import-not-found]  # beside this program
 import tinker
 import torch
 from tinker import types
@@ -136,6 +137,7 @@ def management(rest: Any, found: dict[str, Any]) -> None:
 
 def main() -> None:
     url, key = sys.argv[1:]
+    noting.begin()
     found: dict[str, Any] = {}
     rest = tinker.RestClient(base_url=url, api_key=key)
     capabilities = rest.get_server_capabilities().result()
@@ -147,6 +149,7 @@ def main() -> None:
         custom_loss(service, found)
         errors(trainer, found)
         management(rest, found)
+    found["answered"] = noting.told()
     sys.stdout.write(json.dumps(found))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from official.endpoints import ACCEPTED, endpoint_of
 from server.processes import start_server
 
 TEXT = [17, 230, 5, 99, 41, 180, 7, 66, 254, 12, 133, 78, 201, 31, 150, 88]
@@ -38,6 +39,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         assert [server.send("GET", "/healthz")[0]] == [200]
     result: dict[str, Any] = json.loads(process.stdout)
     return result
+
+
+def test_it_was_content_with_the_answers(found: dict[str, Any]) -> None:
+    """To each request of this list, and more."""
+    assert {*ACCEPTED["test_official_client"]} <= {endpoint_of(*one) for one in found["answered"]}
 
 
 def test_it_learns_which_models_are_served(found: dict[str, Any]) -> None:
@@ -108,7 +114,7 @@ def test_runs_and_checkpoints_are_listed_and_deleted(found: dict[str, Any]) -> N
     assert run_id in found["runs"]
     assert found["rank"] == 8
     assert [
-        ["weights/trained", "training", found["state_path"]],
         ["sampler_weights/fixed", "sampler", found["sampler_path"]],
+        ["weights/trained", "training", found["state_path"]],
     ] == found["listed"]
     assert found["left"] == 0

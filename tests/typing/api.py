@@ -20,6 +20,8 @@ async def sessions() -> None:
         assert_type(session, ta.Session)
         assert_type(session.session_id, str)
         assert_type(session.rest, ta.RestClient)
+        assert_type(session.server.features[ta.Feature.CANCEL].supported, bool | None)
+        assert_type(session.server.features.missing, tuple[ta.Feature, ...])
         capabilities = await session.get_server_capabilities()
         assert_type(capabilities, ta.GetServerCapabilitiesResponse)
         assert_type(capabilities.supported_models, list[ta.SupportedModel])
@@ -65,6 +67,23 @@ async def training(session: ta.Session) -> None:
         ta.SamplingClient,
     )
     assert_type(await trainer.get_info(), ta.GetInfoResponse)
+    assert_type(trainer.save_weights_external("name"), ta.APIFuture[ta.SaveWeightsExternalResponse])
+    assert_type(trainer.unload_model(), ta.APIFuture[ta.UnloadModelResponse])
+    assert_type(
+        await trainer.create_sampling_client("tinker://r/sampler_weights/a"), ta.SamplingClient
+    )
+    assert_type(trainer.get_console_url(), str)
+    trainer.optim_step(ta.DimuonParams(0.1))
+    trainer.optim_step({"type": "lion", "rate": 0.1})
+    trainer.optim_step(adam_params=ta.AdamParams())
+    handle = await session.create_custom_loss(lambda logprobs: (logprobs, {}), {"logprobs": 1})
+    assert_type(handle, ta.LossHandle)
+    assert_type(
+        trainer.forward_backward_custom(data, handle), ta.APIFuture[ta.ForwardBackwardOutput]
+    )
+    mixed = ta.ModelInput.from_ints([1]).append(ta.ImageChunk(b"x", "png")).append_int(2)
+    assert_type(mixed, ta.ModelInput)
+    ta.ImageChunk(b"x", "gif")  # type: ignore[arg-type]  # no such format
     trainer.optim_step(1e-4)  # type: ignore[arg-type]  # parameters, not a number
 
 
