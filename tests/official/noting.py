@@ -6,12 +6,15 @@ Imported by the programs that hold the conversations, before they begin.
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import httpx
 
 answered: set[tuple[str, str]] = set()
 """Method and path of every request that was answered well."""
+beat = threading.Event()
+"""Whether a heartbeat is among them."""
 
 BEAT_S = 10
 QUICK_BEAT_S = 0.3
@@ -49,6 +52,8 @@ def _noted_at_once(client: httpx.Client, request: httpx.Request, **options: Any)
 def _note(request: httpx.Request, response: httpx.Response) -> None:
     if response.is_success:
         answered.add((request.method, API + request.url.path.partition(API)[2]))
+        if request.url.path.endswith("/session_heartbeat"):
+            beat.set()
 
 
 async def _sleep_less(delay: float, result: Any = None) -> Any:

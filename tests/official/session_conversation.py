@@ -10,7 +10,6 @@ import asyncio
 import json
 import pickle
 import sys
-import time
 import warnings
 from typing import Any
 
@@ -76,7 +75,7 @@ def whole(url: str, key: str, found: dict[str, Any]) -> None:
     sampling(service, found)
     training(service, found)
     found["health"] = service.holder.run_coroutine_threadsafe(healthz(service.holder)).result()
-    time.sleep(4 * noting.QUICK_BEAT_S)
+    assert noting.beat.wait(60), "no heartbeat was answered"
     service.close("errored", "ZeroDivisionError: because").result()
 
 
