@@ -25,10 +25,6 @@ _DEVICES = frozenset(
 )
 """Names that are devices on Windows, whatever their extension."""
 
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Categories: control and format characters (such as those that turn the writing's direction),
-surrogates, private and unassigned ones, separators of lines and paragraphs."""
-
 
 def safe_parts(name: str) -> tuple[str, ...]:
     """Split a relative file name into its parts; `.` and empty parts are left out.
@@ -64,7 +60,7 @@ def _fault(part: str) -> str | None:
     for character in part:
         if character in _FORBIDDEN:
             return f"it has the character {character!r}"
-        if unicodedata.category(character) in _UNSEEN:
+        if not character.isprintable():  # controls, marks of direction, spaces other than " "
             return "it has a character that is not shown"
     device = part.partition(".")[0].rstrip().lower() in _DEVICES
     if device or part[-1] in ". " or part[0] == " ":
