@@ -34,12 +34,14 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# So many times the cases of `make test`; a failure prints the seed and the case that repeat it.
+# So many times the cases of `make test`, then properties with examples of their own; a failure
+# prints what repeats it.
 FUZZ ?= 100
 FUZZ_SEED ?= $(shell date +%s)
 
 fuzz: $(VENV)/.dev
 	FUZZ_FACTOR=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -n auto
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz -n auto
 
 # Minutes of a training program with faults and a server that restarts; `make test` has a small one.
 soak: $(VENV)/.dev
