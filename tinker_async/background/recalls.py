@@ -1,12 +1,14 @@
 """Telling the server of samples that nobody waits for any more.
 
-Each is told once. A request whose cancellation met it on the wire has no id yet: it is sent
-again under its own number, which makes the server say the id, and then cancelled. Rule: none
-of this holds up a user's task; it runs in the session's own, bounded in number and time.
+Each is told once, or again where the connection broke before the answer. A request whose
+cancellation met it on the wire has no id yet: it is sent again under its own number, which makes
+the server say the id, and then cancelled. Rule: none of this holds up a user's task, nor the
+session's end for long; it runs in the session's own, bounded in number and time.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,6 @@ from tinker_async.api.features import Feature, says_no_endpoint
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.errors import (
     APIStatusError,
-    ProtocolError,
     RateLimitError,
     RequestTimeoutError,
     TinkerError,
@@ -35,8 +36,10 @@ _MOST_KNOWN = 10_000
 _MOST_UNKNOWN = 1_000
 _PATIENCE_S = 10.0
 """For all that is told at once."""
+LAST_WORDS_S = 3.0
+"""For all of it, from the end of the session's block on."""
 _ASK_AGAIN = RetryPolicy(max_attempts=3, window_s=_PATIENCE_S, base_s=0.2)
-_PERHAPS_HEARD = (APIStatusError, ProtocolError, RequestTimeoutError)
+_ANSWERED_OR_SILENT = (APIStatusError, RequestTimeoutError)
 
 
 class Recalls:
@@ -52,6 +55,9 @@ class Recalls:
         self._known: deque[str] = deque(maxlen=_MOST_KNOWN)
         self._unknown: deque[tuple[bytes, int]] = deque(maxlen=_MOST_UNKNOWN)
         self._wake = anyio.Event()
+        self._telling = anyio.CancelScope()
+        """Around what is being told."""
+        self._ends_at = math.inf
 
     def __len__(self) -> int:
         return len(self._known) + len(self._unknown)
@@ -89,13 +95,20 @@ class Recalls:
                 await self._tell_some()
             await anyio.lowlevel.checkpoint()
 
+    def end(self) -> None:
+        """Let what is being told now have no more time than the session's last words have."""
+        self._ends_at = anyio.current_time() + LAST_WORDS_S
+        self._telling.deadline = min(self._telling.deadline, self._ends_at)
+
     async def flush(self) -> None:
-        """Tell the server of all of them now."""
+        """Tell the server of all of them now, in the time that the caller allows."""
+        self._ends_at = math.inf
         while self:
             await self._tell_some()
 
     async def _tell_some(self) -> None:
-        with anyio.move_on_after(_PATIENCE_S):
+        patient_until = min(anyio.current_time() + _PATIENCE_S, self._ends_at)
+        with anyio.CancelScope(deadline=patient_until) as self._telling:
             async with anyio.create_task_group() as tasks:
                 for _ in range(min(self._at_once, len(self))):
                     if self._known:
@@ -104,11 +117,14 @@ class Recalls:
                         tasks.start_soon(self._find_and_tell, *self._unknown.popleft())
 
     async def _tell(self, request_id: str) -> None:
-        """Tell of one; again only if the server has certainly not heard it."""
+        """Tell of one; again only if a connection broke: hearing it twice does no harm."""
         body = wire_json.encode(RetrieveFutureRequest(request_id=request_id))
         try:
             await self._caller.call(
-                endpoints.CANCEL_FUTURE, (body,), policy=_ASK_AGAIN, never_repeat=_PERHAPS_HEARD
+                endpoints.CANCEL_FUTURE,
+                (body,),
+                policy=_ASK_AGAIN,
+                never_repeat=_ANSWERED_OR_SILENT,
             )
         except TinkerError as error:
             if isinstance(error, APIStatusError) and says_no_endpoint(error):

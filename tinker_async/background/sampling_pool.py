@@ -213,6 +213,10 @@ class SamplingPool:
         """Tell the server of abandoned samples, until cancelled. Failures do not matter."""
         await self._recalls.run()
 
+    def end_cancels(self) -> None:
+        """Let what the server is being told now not hold up the session's end."""
+        self._recalls.end()
+
     async def flush_cancels(self) -> None:
         """Tell the server of all abandoned samples now."""
         await self._recalls.flush()
