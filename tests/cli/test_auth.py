@@ -183,6 +183,66 @@ def test_logout_without_a_key_is_no_failure(alone: Cli) -> None:
     assert "[]\n" == logout_all(alone)
 
 
+def logged_in(cli: Cli, *keys: str) -> None:
+    """Store keys; the last one is in use."""
+    cli.env["TINKER_API_KEY"] = None
+    for key in keys:
+        store_of(cli).add(StoredKey(key[-3:], Secret(key), f"key {key[-3:]}"))
+
+
+def test_logout_can_end_the_key_on_the_server(cli: Cli, service: FakeService) -> None:
+    """Then nobody is let in with it; and it is forgotten here."""
+    logged_in(cli, KEY)
+    told = cli.ask("auth", "logout", "--revoke", "--yes")
+
+    assert 0 == told.exit_code, told.output
+    assert "nobody" in told.stdout
+    assert KEY not in told.output
+    assert {KEY.encode()} == service.state.revoked_keys
+    assert [] == store_of(cli).list_keys()
+    cli.use(cli.env["TINKER_BASE_URL"] or "")
+    assert 3 == cli.ask("auth", "status").exit_code
+
+
+def test_logout_asks_before_it_ends_a_key(cli: Cli, service: FakeService) -> None:
+    """Without a terminal it refuses; nothing is sent, nothing is forgotten."""
+    logged_in(cli, KEY)
+    told = cli.ask("auth", "logout", "--revoke")
+
+    assert 2 == told.exit_code
+    assert "--yes" in told.stderr
+    assert "--dry-run" not in told.stderr
+    assert [] == service.ledger.entries
+    assert 1 == len(store_of(cli).list_keys())
+
+
+def test_a_key_that_the_server_does_not_know_any_more_is_forgotten(
+    cli: Cli, service: FakeService
+) -> None:
+    """What was asked for is so: each of them is ended, and none is left here."""
+    service.state.revoked_keys.add(KEY.encode())
+    logged_in(cli, "tml-never-good-001", KEY)
+    found = cli.json("auth", "logout", "--all", "--revoke", "--yes")
+
+    assert [("001", True), (KEY[-3:], True)] == [(one["key_id"], one["revoked"]) for one in found]
+    assert [] == store_of(cli).list_keys()
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, 8), (403, 4), (404, 11)])
+def test_a_key_that_could_not_be_ended_stays_stored(
+    status: int, code: int, cli: Cli, service: FakeService
+) -> None:
+    """Else nobody could try again; a server that has no such thing is said to have none."""
+    fault = faults.Status(status=status, detail="Not Found", should_retry=False)
+    service.faults.on("revoke_api_key", fault)
+    logged_in(cli, KEY)
+    told = cli.ask("auth", "logout", "--revoke", "--yes")
+
+    assert code == told.exit_code, told.output
+    assert KEY not in told.output
+    assert [KEY] == [one.key.reveal() for one in store_of(cli).list_keys()]
+
+
 def test_a_damaged_file_is_told_without_its_content(alone: Cli) -> None:
     """It may hold a key."""
     path = alone.home / ".tinker" / "credentials.json"

@@ -40,6 +40,7 @@ COMPARED: dict[str, tuple[str, ...]] = {
         "POST /client/dynamic_config",
         "POST /auth/token",
         "GET /auth/apikey/me",
+        "DELETE /auth/apikey/me",
         "GET /healthz",
         "POST /create_session",
         "POST /session_heartbeat",

@@ -226,7 +226,8 @@ async def test_a_session_says_what_the_official_one_says(theirs: Any) -> None:
     assert told(their_requests) == told(our_requests)
     assert their_finds == our_finds
     asked = {endpoint_of(one.method, one.path) for each in our_requests.values() for one in each}
-    assert {*COMPARED["test_session_requests"]} == asked | {"GET /auth/apikey/me"}
+    of_keys = {"GET /auth/apikey/me", "DELETE /auth/apikey/me"}
+    assert {*COMPARED["test_session_requests"]} == asked | of_keys
 
 
 def first(requests: Requests, endpoint: str) -> dict[str, Any]:
@@ -280,5 +281,32 @@ async def test_a_key_is_described_by_the_same_request() -> None:
     assert ours.api_key is not None
     assert ("k", "k", "me@us") == (name, ours.api_key.name, ours.email)
     assert ("GET", "/api/v1/auth/apikey/me", b"") == (their.method, their.path, their.body)
+    assert (their.method, their.path, their.body) == (our.method, our.path, our.body)
+    assert KEY == their.headers["x-api-key"] == our.headers["x-api-key"]
+
+
+async def test_a_key_is_ended_by_the_same_request() -> None:
+    """The key itself is the permission, in both: also where ours is exchanged for a token."""
+    from tinker.cli.auth_api import TinkerAuthApi
+
+    async with scripted_server() as server:
+        server.on("client/config", lambda _: {"pjwt_auth_enabled": True})
+        server.on("auth/token", lambda _: {"jwt": "eyJhbGciOiJub25lIn0.e30."})
+        server.on("auth/apikey/me", lambda _: (204, {}, b""))
+
+        def end() -> None:
+            with httpx.Client() as http:
+                TinkerAuthApi(http, base_url=server.url).delete_self_api_key(KEY)
+
+        with anyio.fail_after(BOUND_S):
+            await anyio.to_thread.run_sync(end)
+            async with ta.RestClient.connect(server.url, KEY) as rest:
+                await rest.get_server_capabilities()
+                await rest.revoke_api_key()
+        their, our = server.seen("auth/apikey/me")
+        (asked,) = server.seen("get_server_capabilities")
+
+    assert asked.headers["x-api-key"].startswith("eyJ")
+    assert ("DELETE", "/api/v1/auth/apikey/me", b"") == (their.method, their.path, their.body)
     assert (their.method, their.path, their.body) == (our.method, our.path, our.body)
     assert KEY == their.headers["x-api-key"] == our.headers["x-api-key"]

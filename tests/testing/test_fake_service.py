@@ -20,7 +20,6 @@ from tinker_async import (
     ConnectError,
     ModelInput,
     NotFoundError,
-    PermissionDeniedError,
     RequestFailedError,
     RetryPolicy,
     SamplingParams,
@@ -201,10 +200,10 @@ async def test_a_cancelled_sample_is_told_and_noted() -> None:
 
 async def test_a_sample_nobody_got_is_named() -> None:
     service = FakeService(cancel_enabled=False)  # nobody tells that it was given up
-    service.faults.on("retrieve_future", faults.Status(403))
+    service.faults.on("retrieve_future", faults.Status(401))
     async with service.session() as session:
         sampler = await session.create_sampling_client(base_model="toy")
-        with pytest.raises(PermissionDeniedError):
+        with pytest.raises(AuthenticationError):
             await sampler.sample(PROMPT)
 
     assert [0] == [line.answered for line in service.ledger.samples]

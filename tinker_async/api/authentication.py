@@ -208,6 +208,7 @@ class Authentication:
         exchanges: Callable[[bool], Source] | None = None,
     ) -> None:
         self._exchanges = exchanges
+        self._unexchanged = source
         self.source = source
         """None: what was given is sent as it is, always."""
         self.secrets: tuple[bytes, ...] = ()
@@ -257,6 +258,18 @@ class Authentication:
             return False
         secret = await self.source.instead_of(sent)
         return secret is not None and self.note(secret) != sent
+
+    async def given(self) -> Secret:
+        """Return the credential as it was given, never the token that a server has made of it.
+
+        Raises:
+            CredentialError: It has expired, or the command that prints it failed.
+        """
+        if self._unexchanged is not None:
+            return await self._unexchanged.current()
+        if self.raw is None:
+            raise CredentialError("there is no credential")
+        return self.raw
 
     async def claims(self) -> dict[str, object] | None:
         """Return what the token says of its owner; None if a plain key is sent.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 
-from tinker_async.api.calls import JSON, PROTOBUF, Endpoint
+from tinker_async.api.calls import API_KEY, JSON, PROTOBUF, Endpoint
 from tinker_async.api.features import Feature
 from tinker_async.config import Secret
 from tinker_async.transport import TrafficClass
@@ -55,7 +55,11 @@ CANCEL_FUTURE = Endpoint(f"{_V1}/cancel_future", traffic=TrafficClass.POLLING, s
 
 def finish(session_id: str) -> Endpoint:
     """Say how a session ended."""
-    return Endpoint(f"{_V1}/sessions/{segment(session_id)}/finish", silence_s=5.0)
+    return Endpoint(
+        f"{_V1}/sessions/{segment(session_id)}/finish",
+        silence_s=5.0,
+        feature=Feature.SESSION_FINISHING,
+    )
 
 
 def sampler(sampling_session_id: str) -> Endpoint:
@@ -78,7 +82,18 @@ def healthz() -> Endpoint:
 
 def api_key_info() -> Endpoint:
     """Describe the API key that is sent."""
-    return Endpoint(f"{_V1}/auth/apikey/me", method="GET")
+    return Endpoint(f"{_V1}/auth/apikey/me", method="GET", feature=Feature.API_KEYS)
+
+
+def revoke_api_key(key: Secret) -> Endpoint:
+    """End the API key that is sent: this one, not the connection's token or key."""
+    return Endpoint(
+        f"{_V1}/auth/apikey/me",
+        method="DELETE",
+        secret_headers=((API_KEY, key),),
+        own_key=True,
+        feature=Feature.KEY_REVOCATION,
+    )
 
 
 def training_run(run_id: str, *, access_scope: str = "owned") -> Endpoint:
@@ -160,8 +175,11 @@ def sessions(*, limit: int, offset: int, access_scope: str = "owned") -> Endpoin
 
 def session(session_id: str, *, access_scope: str = "owned") -> Endpoint:
     """Describe a session."""
-    path = f"{_V1}/sessions/{segment(session_id)}"
-    return Endpoint(_query(path, access_scope=_scope(access_scope)), method="GET")
+    return Endpoint(
+        _query(f"{_V1}/sessions/{segment(session_id)}", access_scope=_scope(access_scope)),
+        method="GET",
+        feature=Feature.SESSION_DETAILS,
+    )
 
 
 def session_project(session_id: str) -> Endpoint:

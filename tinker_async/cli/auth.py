@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinker_async.cli.asking import agree, check_terminal, yes_option
 from tinker_async.cli.connection import Connection, connection_options
 from tinker_async.cli.exits import one_line
 from tinker_async.cli.lazy import PortedGroup
 from tinker_async.cli.output import Column, Output, output_options
 from tinker_async.errors import (
+    AuthenticationError,
     ConfigError,
     CredentialError,
     NotFoundError,
@@ -170,19 +172,59 @@ def _to_store(key: str, who: dict[str, Any], name: str | None, server: str) -> S
 
 @auth.command()
 @click.option("--all", "forget_all", is_flag=True, help="Forget every stored key.")
+@click.option("--revoke", is_flag=True, help="First end the key on the server, for everybody.")
+@yes_option
 @output_options
-def logout(*, forget_all: bool, out: Output) -> None:
-    """Forget the stored key. It stays good: delete it where it was made to end it."""
+@connection_options
+def logout(
+    *, forget_all: bool, revoke: bool, yes: bool, out: Output, connection: Connection
+) -> None:
+    """Forget the stored key. Without --revoke it stays good: delete it where it was made to end it.
+
+    --revoke cannot be undone. A key that the server could not be told of stays stored.
+    """
     store = _store()
     default = store.default()
     keys = store.list_keys() if forget_all else [default] if default is not None else []
     if not keys and not out.as_json:
         out.note("There is no stored key to forget.")
+    if revoke and keys and not yes:
+        _ask_to_revoke(keys)
     for key in keys:
+        ended = revoke and _revoked(connection, key)
         store.remove(key.key_id)
-        out.text(f"Forgot the key {one_line(key.name)!r}. It is still good until it is deleted.")
+        out.text(f"Forgot the key {one_line(key.name)!r}. {_STATES[revoke, ended]}")
     if out.as_json:
-        out.document([{"key_id": key.key_id, "key_name": key.name} for key in keys])
+        out.document(
+            [{"key_id": key.key_id, "key_name": key.name, "revoked": revoke} for key in keys]
+        )
+
+
+_STATES = {
+    (False, False): "It is still good until it is deleted.",
+    (True, True): "The server lets nobody in with it any more.",
+    (True, False): "The server did not know it any more.",
+}
+"""By whether it was to be ended, and whether that was to do."""
+
+
+def _ask_to_revoke(keys: list[StoredKey]) -> None:
+    check_terminal(dry_run=False)
+    names = ", ".join(repr(one_line(key.name)) for key in keys)
+    agree(f"End {names} on the server, for every program that uses it?")
+
+
+def _revoked(connection: Connection, key: StoredKey) -> bool:
+    """End a key on the server; whether there was one to end."""
+
+    async def work(rest: ta.RestClient) -> None:
+        await rest.revoke_api_key(key.key.reveal())
+
+    try:
+        connection.ask_as(key.key.reveal(), work)
+    except AuthenticationError:
+        return False
+    return True
 
 
 def _store() -> CredentialStore:

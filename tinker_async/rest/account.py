@@ -9,12 +9,15 @@ from tinker_async.api.calls import decode_json
 from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
 from tinker_async.api.redirects import follow
 from tinker_async.api.retry import RetryPolicy
+from tinker_async.credentials.secret import Secret
+from tinker_async.credentials.tokens import is_token
 from tinker_async.data.identity import ApiKeyInfo, WhoamiResponse
 from tinker_async.data.usage import (
     AuditLogResponse,
     BillingUsageResponse,
     CurrentCheckpointStorageUsageResponse,
 )
+from tinker_async.errors import AuthenticationError, CredentialError
 from tinker_async.rest import arguments
 from tinker_async.rest.asking import Asking
 from tinker_async.wire.messages import ApiKeyResponse
@@ -53,7 +56,7 @@ class AccountCalls(Asking):
             key = await self._api_key(progress, retry)
             return WhoamiResponse(email=key.email, api_key=key)
 
-        return await within(self._caller.limit_of(timeout), progress, work)
+        return await within(self._caller.limit_of(timeout, retry), progress, work)
 
     async def _api_key(self, progress: Progress, retry: RetryPolicy | None) -> ApiKeyInfo:
         found = await self._caller.call_json(
@@ -68,6 +71,40 @@ class AccountCalls(Asking):
             organization=organization.name if organization else None,
             email=user.email if user else None,
         )
+
+    async def revoke_api_key(
+        self,
+        api_key: str | None = None,
+        *,
+        timeout: Timeout = DEFAULT,  # noqa: ASYNC109  # the official name
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """End an API key, for good and for everybody who uses it.
+
+        Nothing else is needed for that than the key itself, and no other can be ended. Where keys
+        are exchanged for tokens it is the key that is sent, not the token.
+
+        Args:
+            api_key: Which; default the connection's own, with which nothing is let in any more:
+                also a session that goes on with it ends (`SessionLostError`).
+            timeout: Seconds.
+            retry: When to repeat.
+
+        Raises:
+            InvalidInputError: Not such a key.
+            CredentialError: The connection's credential is a token, which cannot be ended so.
+            AuthenticationError: The server does not know the key, or not any more.
+            UnsupportedByServerError: The server has no keys that could be ended.
+        """
+        named = arguments.api_key(api_key)
+        progress = Progress("revoke_api_key")
+
+        async def work() -> None:
+            key = named or _a_key(await self._caller.authentication.given())
+            endpoint = endpoints.revoke_api_key(key)
+            await self._told(endpoint, None, retry, progress, AuthenticationError)
+
+        await within(self._caller.limit_of(timeout, retry), progress, work)
 
     async def get_billing_usage(
         self,
@@ -158,4 +195,13 @@ class AccountCalls(Asking):
                 )
             return decode_json(response.body, AuditLogResponse, _AUDIT, progress)
 
-        return await within(self._caller.limit_of(timeout), progress, work)
+        return await within(self._caller.limit_of(timeout, retry), progress, work)
+
+
+def _a_key(credential: Secret) -> Secret:
+    if is_token(credential.reveal()):
+        raise CredentialError(
+            "the connection's credential is a token, which ends by itself and not by a request",
+            hint="to end the key that it was made of, pass it as api_key=",
+        )
+    return credential

@@ -50,6 +50,17 @@ def who_am_i(_state: State, _call: Call) -> Answer:
     return json_answer({"key_id": 1, "name": "fake", "note": "", "details": details})
 
 
+def revoke_key(state: State, call: Call) -> Answer:
+    """End the key that is sent. A token is no key."""
+    key = call.headers.get(b"x-api-key", b"")
+    if state.tokens.knows(key):
+        raise Refusal(401, "this is a token, not an API key")
+    state.revoked_keys.add(key)
+    if state.settings.api_key is not None:  # the only one: the tokens were made of it
+        state.tokens.revoke()
+    return Answer(204)
+
+
 def create_session(state: State, call: Call) -> Answer:
     """Open a session."""
     wanted = call.parse(CreateSessionRequest)
@@ -122,6 +133,7 @@ ROUTES = (
     Route("client/dynamic_config", "POST", "client/dynamic_config", dynamic_config),
     Route("auth/token", "POST", "auth/token", auth_token),
     Route("auth/apikey/me", "GET", "auth/apikey/me", who_am_i),
+    Route("revoke_api_key", "DELETE", "auth/apikey/me", revoke_key),
     Route("create_session", "POST", "create_session", create_session),
     Route("session_heartbeat", "POST", "session_heartbeat", heartbeat),
     Route("finish", "POST", "sessions/{}/finish", finish),
