@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -119,15 +119,32 @@ def resolve_config(
         environ: The environment; default the process's.
 
     Raises:
-        ConfigError: No key, a malformed key, header or proxy, or a URL that is not http(s)://host.
+        ConfigError: No key, a malformed key, header or proxy, a URL that is not http(s)://host, or
+            anything of another type.
     """
     env = os.environ if environ is None else environ
+    _check_types(
+        base_url=(base_url, _TEXT, "https://host[:port][/path]"),
+        api_key=(api_key, _TEXT, "tml-..."),
+        project_id=(project_id, _TEXT, "its id, as the console shows it"),
+        tags=(tags, (list, tuple, set, frozenset, _NONE), '["sft", "night run"]'),
+        headers=(headers, (Mapping, _NONE), '{"X-Team": "red"}'),
+        proxy=(
+            None if proxy is False else proxy,
+            _TEXT,
+            "http://[user:password@]host[:port], or False for none",
+        ),
+        ca_bundle=(ca_bundle, (*_TEXT, os.PathLike), "the path of a file or folder"),
+        telemetry=(telemetry, (bool, _NONE), "True or False"),
+    )
+    _check_texts("tags", tags or ())
+    _check_texts("headers", [one for pair in (headers or {}).items() for one in pair])
     url = check_base_url(base_url or env.get("TINKER_BASE_URL") or DEFAULT_BASE_URL)
     named = (env.get("TINKER_TAGS") or "").split(",")
     config = Config(
         base_url=url,
         credential=_credential(url, api_key, env, environ),
-        project_id=project_id or env.get("TINKER_PROJECT_ID") or None,
+        project_id=_checked_project(project_id or env.get("TINKER_PROJECT_ID") or None),
         tags=tuple(tags) if tags is not None else tuple(filter(None, map(str.strip, named))),
         headers=_headers(headers or {}, env),
         proxies=proxy_rules(proxy, env),
@@ -136,6 +153,37 @@ def resolve_config(
     )
     _ = config.proxy  # raises for what the environment says wrongly of this server's proxy
     return config
+
+
+_NONE = type(None)
+_TEXT = (str, _NONE)
+
+
+def _check_types(**settings: tuple[object, tuple[type, ...], str]) -> None:
+    """Refuse settings of other types: each with those that it may be of, and the right form.
+
+    No value is repeated: some of them are secrets.
+    """
+    for name, (value, kinds, form) in settings.items():
+        if not isinstance(value, kinds):
+            raise ConfigError(
+                f"{name} cannot be of the type {type(value).__name__}", hint=f"the form is {form}"
+            )
+
+
+def _check_texts(name: str, values: Iterable[object]) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} has a {type(value).__name__}, where there are texts only")
+
+
+def _checked_project(project_id: str | None) -> str | None:
+    if project_id is not None and (not project_id.isprintable() or {*project_id} & {" ", "/"}):
+        raise ConfigError(
+            f"project_id {project_id!r} is not the id of a project",
+            hint="the form is that of the console, or of TINKER_PROJECT_ID: no spaces, no slashes",
+        )
+    return project_id
 
 
 def _switch(text: str | None) -> bool:

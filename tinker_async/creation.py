@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tinker_async.api.progress import DEFAULT, Timeout
 from tinker_async.api.retry import RetryPolicy
+from tinker_async.data import given
 from tinker_async.data.custom_loss import CustomLossInputRank, LossHandle, PerDatumLossFn
 from tinker_async.data.handles import SamplerHandle
 from tinker_async.data.optimizers import OptimizerConfig
@@ -71,7 +72,7 @@ class Creation:
             train_attn=train_attn,
             train_unembed=train_unembed,
         )
-        metadata = dict(user_metadata) if user_metadata else None
+        metadata = given.texts(user_metadata, "user_metadata")
         return await trainers.create(
             base_model, lora, metadata, optimizer=optimizer, timeout=timeout, retry=retry
         )
@@ -105,7 +106,7 @@ class Creation:
         wanted = FromState(
             path=path,
             with_optimizer=False,
-            metadata=dict(user_metadata) if user_metadata else None,
+            metadata=given.texts(user_metadata, "user_metadata"),
             base_model=base_model,
             optimizer=optimizer,
             access_token=weights_access_token,
@@ -130,7 +131,7 @@ class Creation:
         wanted = FromState(
             path=path,
             with_optimizer=True,
-            metadata=dict(user_metadata) if user_metadata else None,
+            metadata=given.texts(user_metadata, "user_metadata"),
             base_model=base_model,
             access_token=weights_access_token,
         )
@@ -192,6 +193,7 @@ class Creation:
             BadRequestError, NotFoundError: The server does not have it.
         """
         samplers = self._open_parts().samplers
+        given.flag(record_stability_info, "record_stability_info")
         client = await samplers.create(model_path, base_model, timeout=timeout, retry=retry)
         client.record_stability_info = record_stability_info
         return client

@@ -17,6 +17,7 @@ from tinker_async.api.calls import Caller, decode_json
 from tinker_async.api.progress import Progress, Timeout, within
 from tinker_async.api.promises import RETRIEVE_JSON, retrieve
 from tinker_async.api.retry import RetryPolicy
+from tinker_async.data import given
 from tinker_async.data.custom_loss import CustomLossInputRank, LossHandle, PerDatumLossFn
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import (
@@ -45,6 +46,11 @@ class CustomLosses:
         self._made: dict[bytes, LossHandle] = {}
         self._next = 0
 
+    @property
+    def made(self) -> tuple[LossHandle, ...]:
+        """The handles that were made or adopted here."""
+        return tuple(self._made.values())
+
     async def create(
         self,
         fn: PerDatumLossFn,
@@ -55,6 +61,7 @@ class CustomLosses:
     ) -> LossHandle:
         """As `Session.create_custom_loss`."""
         progress = Progress("create_custom_loss")
+        given.function(fn, "fn", "fn(logprobs, weights, ...)")
 
         async def work() -> LossHandle:
             from tinker_async.loss_tracing import trace_loss  # noqa: PLC0415  # few programs need it
@@ -65,7 +72,7 @@ class CustomLosses:
             async with self._turn:
                 return await self._registered(traced, retry, progress)
 
-        return await within(self._caller.limit_of(timeout), progress, work)
+        return await within(self._caller.limit_of(timeout, retry), progress, work)
 
     async def adopt(self, handle: LossHandle, *, retry: RetryPolicy | None = None) -> LossHandle:
         """Return this session's handle of a loss that was made in another one.

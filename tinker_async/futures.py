@@ -6,6 +6,7 @@ Cancelling a task that waits for it leaves the operation alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Generic, Self, TypeVar
 
@@ -13,7 +14,11 @@ import anyio
 import msgspec
 
 from tinker_async.api.progress import Progress
-from tinker_async.errors import OperationWithdrawnError, RequestTimeoutError
+from tinker_async.errors import (
+    InvalidInputError,
+    OperationWithdrawnError,
+    RequestTimeoutError,
+)
 
 T = TypeVar("T")
 
@@ -51,6 +56,7 @@ class APIFuture(Progress, Generic[T]):
         "_error",
         "_last_state",
         "_observed",
+        "_on_queue_state",
         "_on_settled",
         "_results_scope",
         "_value",
@@ -69,6 +75,7 @@ class APIFuture(Progress, Generic[T]):
         self._observed = False
         self._waiters: anyio.Event | None = None
         self._on_settled: Callable[[APIFuture[Any]], None] | None = None
+        self._on_queue_state: Callable[[str, str | None], object] | None = None
         self._last_state: _Link | None = None
         self._changed: anyio.Event | None = None
         self._results_scope: anyio.CancelScope | None = None
@@ -105,9 +112,12 @@ class APIFuture(Progress, Generic[T]):
             timeout: Seconds to wait; the operation goes on when they are over.
 
         Raises:
+            InvalidInputError: `timeout` is no number.
             RequestTimeoutError: The time is over.
             TinkerError: The operation's own error.
         """
+        if timeout is not None:
+            _check_wait(timeout)
         self._observed = True
         if not self._done:
             if self._waiters is None:
@@ -143,7 +153,13 @@ class APIFuture(Progress, Generic[T]):
             self._last_state.next = link
         self._last_state = link
         self._wake_readers()
+        if self._on_queue_state is not None:
+            self._on_queue_state(state, reason)
         return True
+
+    def on_queue_state(self, callback: Callable[[str, str | None], object]) -> None:
+        """Call back, synchronously, with each new state and its reason. There is one callback."""
+        self._on_queue_state = callback
 
     async def _change(self) -> None:
         if self._changed is None:
@@ -234,3 +250,12 @@ class _QueueStates:
             if future.done:
                 raise StopAsyncIteration
             await future._change()  # noqa: SLF001  # its own
+
+
+def _check_wait(timeout: object) -> None:
+    if not isinstance(timeout, (int, float)) or math.isnan(timeout):
+        raise InvalidInputError(
+            f"timeout: must be a number of seconds, got {timeout!r}",
+            field="timeout",
+            hint="None waits without a limit, 0 not at all",
+        )

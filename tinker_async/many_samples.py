@@ -13,6 +13,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
 )
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
@@ -21,6 +22,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
+from tinker_async.data import given
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import SamplingParams
 from tinker_async.data.results import SampleResponse
@@ -94,15 +96,27 @@ Requests = Iterable[SampleTask | ModelInput] | AsyncIterable[SampleTask | ModelI
 Sample = Callable[[SampleTask], Awaitable[SampleResponse]]
 
 
+def check_requests(requests: object, max_in_flight: object) -> None:
+    """Check what is to be mapped over, and how many of it at a time.
+
+    Raises:
+        InvalidInputError: Nothing can be iterated over, or the number is below 1.
+    """
+    given.whole(max_in_flight, "max_in_flight", least=1)
+    iterable = isinstance(requests, (Iterable, AsyncIterable))
+    if not iterable or isinstance(requests, (str, bytes, Mapping, ModelInput)):
+        raise given.wrong(
+            "requests",
+            f"must be prompts or SampleTasks to iterate over, got {given.shown(requests)}",
+            "the form is [ModelInput.from_ints(tokens), ...]",
+        )
+
+
 @asynccontextmanager
 async def mapping(
     sample: Sample, requests: Requests, *, max_in_flight: int
 ) -> AsyncGenerator[SampleOutcomes]:
     """Draw samples for requests, so many at a time, in a task group of this block."""
-    if max_in_flight < 1:
-        raise InvalidInputError(
-            f"max_in_flight: must be at least 1, got {max_in_flight}", field="max_in_flight"
-        )
     send, receive = anyio.create_memory_object_stream[SampleOutcome]()
     source = _Source(requests)
     with lone_errors():
@@ -179,7 +193,7 @@ async def group(
     Raises:
         TinkerError: That of the failure after which `least` could not be reached any more.
     """
-    needed = len(tasks_of) if least is None else least
+    needed = len(tasks_of) if least is None else given.whole(least, "least")
     if not 0 <= needed <= len(tasks_of):
         raise InvalidInputError(
             f"least: must be between 0 and {len(tasks_of)}, got {needed}", field="least"

@@ -19,6 +19,7 @@ from tinker_async.api.features import Feature
 from tinker_async.api.handshake import ask_switches
 from tinker_async.background.health import SessionHealth, SessionStatistics, health_of
 from tinker_async.background.heartbeat import Heartbeat
+from tinker_async.background.recalls import LAST_WORDS_S
 from tinker_async.custom_losses import CustomLosses
 from tinker_async.errors import SessionClosedError, SessionLostError, TinkerError
 from tinker_async.futures import APIFuture
@@ -34,7 +35,10 @@ from tinker_async.wire.messages import (
     FinishSessionRequest,
 )
 
-_FINISH_GRACE_S = 5.0
+_END_S = 5.0
+"""From the end of the block until the server is told no more."""
+_LEAST_S = 1.0
+"""Of that for each part, also where something else has taken long before."""
 _SHORTEST_REFRESH_S = 10.0
 
 
@@ -73,19 +77,32 @@ class Ending:
         """`success`, `errored` or `interrupted`, and a detail."""
         self.last_words: Callable[[], Awaitable[None]] | None = None
         """What is to be said before."""
+        self._began: float | None = None
+
+    def begin(self) -> None:
+        """Note that the block is over: from now on everything has its time."""
+        self._began = anyio.current_time()
 
     async def tell(self) -> None:
         """Tell it; shielded and bounded, and never an error of its own."""
         kind, detail = self.how
         body = FinishSessionRequest(reason=FinishReason(type=kind), detail=detail)
-        with anyio.move_on_after(_FINISH_GRACE_S, shield=True):
+        with anyio.CancelScope(shield=True):
             try:
                 if self.last_words is not None:
-                    await self.last_words()
+                    with self._within(LAST_WORDS_S):
+                        await self.last_words()
                 finish = endpoints.finish(self.session_id)
-                await self._caller.once(finish, (wire_json.encode(body),))
+                with self._within(_END_S):
+                    await self._caller.once(finish, (wire_json.encode(body),))
             except TinkerError as error:
                 log.debug("finish_not_told", error=type(error).__name__)
+
+    def _within(self, seconds: float) -> anyio.CancelScope:
+        """A scope that ends so many seconds after the block did, or soon if that is over."""
+        now = anyio.current_time()
+        began = now if self._began is None else self._began
+        return anyio.CancelScope(deadline=max(began + seconds, now + _LEAST_S))
 
 
 class Parts:
@@ -172,6 +189,7 @@ class Parts:
         """Fail what is left, and end all tasks."""
         self.trainers.close(reason)
         self.samplers.pollers.close()
+        self.pool.end_cancels()
         self._tasks.cancel_scope.cancel()
 
     def retire(self, reason: SessionLostError) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 
 from tinker_async.api import endpoints
@@ -211,6 +212,7 @@ class Renewal:
         self._ending.session_id = session_id
         self._ids.add(session_id)
         own = await self._tasks.start(_nursery)
+        await anyio.lowlevel.checkpoint_if_cancelled()  # a block that ends now has closed it
         self.parts = parts = self._make(session_id, tasks=own)
         self._ending.last_words = parts.pool.flush_cancels
         if self._telemetry is not None:
@@ -247,6 +249,7 @@ class Renewal:
             raise
         finally:
             self._closed = True
+            self._ending.begin()
             on_end(reason)
             if self.parts is not None:
                 self.parts.close(reason)

@@ -18,8 +18,9 @@ from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.draws import Submissions
 from tinker_async.background.sampling_pool import SamplingPool
 from tinker_async.background.session_poller import CLIENT_STRETCH, Pollers
+from tinker_async.data import given
 from tinker_async.data.handles import SamplerHandle
-from tinker_async.data.paths import PREFIX, parse_path
+from tinker_async.data.paths import parse_sampler_path
 from tinker_async.errors import ConfigError, InvalidInputError, TinkerError
 from tinker_async.logs import log
 from tinker_async.plan.checks import check_base_model
@@ -111,11 +112,11 @@ class Samplers:
             raise InvalidInputError("give either model_path or base_model", field="model_path")
         if model_path is None:
             check_base_model(base_model)
-        elif not isinstance(model_path, str) or not model_path.startswith(PREFIX):
-            parse_path(model_path, field="model_path")
+        elif self._context_lengths is not None or not isinstance(model_path, str):
+            parse_sampler_path(model_path, field="model_path")
         progress = Progress(operation)
         work = partial(self._create, model_path, base_model, retry, progress)
-        return await within(self._caller.limit_of(timeout), progress, work)
+        return await within(self._caller.limit_of(timeout, retry), progress, work)
 
     async def _create(
         self,
@@ -161,6 +162,12 @@ class Samplers:
         retry: RetryPolicy | None,
     ) -> SamplingClient:
         """As `Session.create_sampling_client_from_handle`."""
+        given.one_of(
+            handle,
+            SamplerHandle,
+            "handle",
+            "that of SamplingClient.handle(), or from_json of its text",
+        )
         if handle.base_url != self._base_url:
             raise ConfigError(
                 f"the sampler is of {handle.base_url}, and this session is with {self._base_url}",
@@ -178,7 +185,7 @@ class Samplers:
             )
         progress = Progress(operation)
         work = partial(self._first_of_a_free_stretch, handle.sampling_session_id, retry, progress)
-        first_seq_id = await within(self._caller.limit_of(timeout), progress, work)
+        first_seq_id = await within(self._caller.limit_of(timeout, retry), progress, work)
         return self.client(handle.sampling_session_id, first_seq_id=first_seq_id)
 
     async def _first_of_a_free_stretch(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from numbers import Integral
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.draws import AnyDraw, Draw, Drawer, Drawn, SampleFuture, Submissions
 from tinker_async.background.sampling_pool import SamplingPool
 from tinker_async.background.session_poller import SessionPoller
+from tinker_async.data import given
 from tinker_async.data.handles import SamplerHandle
 from tinker_async.data.model_input import EncodedTextChunk, ModelInput
 from tinker_async.data.params import SamplingParams
@@ -40,7 +40,14 @@ from tinker_async.errors import (
     UnprocessableEntityError,
 )
 from tinker_async.futures import APIFuture
-from tinker_async.many_samples import Requests, SampleOutcomes, SampleTask, group, mapping
+from tinker_async.many_samples import (
+    Requests,
+    SampleOutcomes,
+    SampleTask,
+    check_requests,
+    group,
+    mapping,
+)
 from tinker_async.plan.checks import check_prompt, check_sample_length
 from tinker_async.plan.prompt_scores import PromptScores, prompt_scores
 from tinker_async.tokenizer import load_tokenizer
@@ -144,7 +151,7 @@ class SamplingClient:
             SessionClosedError: Outside the session's block.
         """
         self._is_open()
-        limit_s = self._caller.limit_of(timeout)
+        limit_s = self._caller.limit_of(timeout, retry)
         nbytes, request, scores = self._checked(
             prompt,
             sampling_params,
@@ -192,7 +199,7 @@ class SamplingClient:
             SessionClosedError: Outside the session's block.
         """
         self._is_open()
-        limit_s = self._caller.limit_of(timeout)
+        limit_s = self._caller.limit_of(timeout, retry)
         nbytes, request, scores = self._checked(
             prompt,
             sampling_params,
@@ -243,8 +250,10 @@ class SamplingClient:
             retry: As for `sample`.
 
         Raises:
-            InvalidInputError: `max_in_flight` is below 1.
+            InvalidInputError: `max_in_flight` is below 1, or there is nothing to iterate over.
         """
+        self._caller.limit_of(timeout, retry)
+        check_requests(requests, max_in_flight)
         sample = partial(self._sample_task, timeout=timeout, retry=retry)
         return mapping(sample, requests, max_in_flight=max_in_flight)
 
@@ -280,11 +289,12 @@ class SamplingClient:
             TinkerError: The failure that was one too many.
         """
         self._is_open()
+        params = SamplingParams() if sampling_params is None else sampling_params
+        check_prompt(prompt, params)
         if self.check_inputs:
             _check(prompt.least_length, 1, 0, 0)
-        if n < 1:
-            raise InvalidInputError(f"n: must be at least 1, got {n}", field="n")
-        params = sampling_params or SamplingParams()
+        given.whole(n, "n", least=1)
+        self._caller.limit_of(timeout, retry)
         tasks = [SampleTask(prompt, _seeded(params, index)) for index in range(n)]
         sample = partial(self._sample_task, timeout=timeout, retry=retry)
         try:
@@ -375,6 +385,7 @@ class SamplingClient:
         retry: RetryPolicy | None = None,
     ) -> str:
         """Return the name of the base model; asked once, then remembered."""
+        self._caller.limit_of(timeout, retry)
         if self._base_model is None:
             sampler = await self._caller.ask(
                 "get_base_model",
@@ -395,6 +406,8 @@ class SamplingClient:
     ) -> Tokenizer:
         """Return the base model's tokenizer; as `TrainingClient.get_tokenizer`."""
         progress = Progress("get_tokenizer")
+        if folder is not None:
+            given.path(folder, "folder")
 
         async def load() -> Tokenizer:
             name = ""
@@ -404,7 +417,7 @@ class SamplingClient:
                 self._caller, name, folder=folder, policy=retry, progress=progress
             )
 
-        return await within(self._caller.limit_of(timeout), progress, load)
+        return await within(self._caller.limit_of(timeout, retry), progress, load)
 
     def _checked(
         self,
@@ -424,7 +437,7 @@ class SamplingClient:
             The request's size in bytes, roughly; the request, its `seq_id` open; and what the
             response must have because of the last three arguments, if they ask for anything.
         """
-        params = sampling_params or SamplingParams()
+        params = SamplingParams() if sampling_params is None else sampling_params
         check_prompt(prompt, params)
         if type(params.stop) is str:  # some servers take no bare one, or each letter of it
             params = msgspec.structs.replace(params, stop=(params.stop,))
@@ -434,6 +447,10 @@ class SamplingClient:
             length, nbytes = prompt.least_length, _size_of(prompt)
         if self.check_inputs:
             _check(length, num_samples, topk_prompt_logprobs, topk_sample_logprobs)
+            if type(include_prompt_logprobs) is not bool:
+                given.flag(include_prompt_logprobs, "include_prompt_logprobs")
+            if type(prompt_alt_tokens_k) is not int:
+                given.whole(prompt_alt_tokens_k, "prompt_alt_tokens_k", least=0)
             check_sample_length(length, params.max_tokens, self.context_length)
         if topk_prompt_logprobs or topk_sample_logprobs or self.record_stability_info:
             self._require(
@@ -563,13 +580,11 @@ def _seeded(params: SamplingParams, index: int) -> SamplingParams:
 def _check(length: int, num_samples: int, topk_prompt: int, topk_sample: int) -> None:
     if length == 0:
         raise InvalidInputError("prompt has no tokens", field="prompt")
-    if not isinstance(num_samples, Integral) or num_samples < 1:
-        raise InvalidInputError(
-            f"num_samples: must be at least 1, got {num_samples!r}", field="num_samples"
-        )
+    if type(num_samples) is not int or num_samples < 1:
+        given.whole(num_samples, "num_samples", least=1)
     for field, value in (
         ("topk_prompt_logprobs", topk_prompt),
         ("topk_sample_logprobs", topk_sample),
     ):
-        if not isinstance(value, Integral) or value < 0:
-            raise InvalidInputError(f"{field}: must be at least 0, got {value!r}", field=field)
+        if type(value) is not int or value < 0:
+            given.whole(value, field, least=0)

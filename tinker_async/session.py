@@ -21,20 +21,27 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import anyio
 
 from tinker_async.api import endpoints
-from tinker_async.api.connecting import open_caller, opened_transport
+from tinker_async.api.connecting import (
+    call_options,
+    check_transport,
+    open_caller,
+    opened_transport,
+)
 from tinker_async.api.features import Server
 from tinker_async.api.handshake import about_session, ask_limits, ask_switches, open_session
-from tinker_async.api.progress import DEFAULT, Timeout, check_least, check_timeout
+from tinker_async.api.progress import DEFAULT, Timeout
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.health import SessionHealth, SessionStatistics
 from tinker_async.config import Config, resolve_config
 from tinker_async.creation import Creation
+from tinker_async.data import given
 from tinker_async.data.console_urls import session_page
 from tinker_async.data.results import GetServerCapabilitiesResponse
 from tinker_async.errors import ConfigError, SessionClosedError
 from tinker_async.events import EventHook, Events, EventStream
 from tinker_async.lone_errors import lone_errors
 from tinker_async.parts import Ending, Parts, Unobserved
+from tinker_async.plan.checks import check_base_model
 from tinker_async.renewal import Renewal
 from tinker_async.transport.opening import OpenTransport
 
@@ -99,7 +106,7 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
             else not.
 
     Raises:
-        ConfigError: When made, if key or URL are missing or malformed.
+        ConfigError, InvalidInputError: When made, if a setting is missing or malformed.
         ConnectError, AuthenticationError, ...: When entered, if the server cannot be
             reached or refuses.
     """
@@ -143,16 +150,20 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
         self._config: Config | None = config
         self._open_engine: Callable[[], Any] | None = None
         self._about = about_session(config, user_metadata, display_name)
-        self._policy = retry or RetryPolicy()
-        self._timeout_s = check_timeout(timeout)
-        self._silence_limit_s = check_timeout(silence_limit_s, field="silence_limit_s")
-        self._billing_pause_s = check_least(billing_pause_s, 0, field="billing_pause_s")
-        self._check_inputs = check_inputs
+        self._options = call_options(
+            retry=retry,
+            timeout=timeout,
+            on_event=on_event,
+            silence_limit_s=silence_limit_s,
+            billing_pause_s=billing_pause_s,
+        )
+        self._events: Events = self._options["events"]
+        self._check_inputs = given.flag(check_inputs, "check_inputs")
         self._max_samples = max_samples_in_flight
         if max_samples_in_flight is not None:
-            check_least(max_samples_in_flight, 1, field="max_samples_in_flight")
-        self._events = Events(on_event)
-        self._grace_s = grace_s
+            given.whole(max_samples_in_flight, "max_samples_in_flight", least=1)
+        self._grace_s = given.number(grace_s, "grace_s", least=0)
+        check_transport(http2, ssl_context)
         # The seam for `tinker_async.testing`, which needs no socket.
         self._open_transport: Callable[[Config], AbstractAsyncContextManager[OpenTransport]]
         self._open_transport = partial(opened_transport, ssl_context=ssl_context, http2=http2)
@@ -195,11 +206,23 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
             check_inputs: Check arguments before they are sent.
             max_samples_in_flight: A limit of samples under way.
             grace_s: How long queued operations may take when the block ends.
+
+        Raises:
+            InvalidInputError: One of these is wrong.
         """
         from pathlib import Path  # noqa: PLC0415  # needed for engines alone
 
         from tinker_async.local.process import local_engine  # noqa: PLC0415  # extra `local`
 
+        given.text(model, "model", hint="such as tiny-llama, or mine=/path/to/folder")
+        if data_dir is not None:
+            given.path(data_dir, "data_dir")
+        if threads is not None:
+            given.whole(threads, "threads", least=1)
+        if dtype not in ("float32", "bfloat16"):
+            raise given.wrong("dtype", f"must be float32 or bfloat16, got {given.shown(dtype)}")
+        if progress is not None:
+            given.function(progress, "progress", "progress(line)")
         session = cls(
             "http://127.0.0.1",
             "tml-local",
@@ -296,15 +319,7 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
     def _caller(
         self, transport: OpenTransport, config: Config
     ) -> AbstractAsyncContextManager[Caller]:
-        return open_caller(
-            config,
-            transport=transport,
-            policy=self._policy,
-            events=self._events,
-            timeout_s=self._timeout_s,
-            silence_limit_s=self._silence_limit_s,
-            billing_pause_s=self._billing_pause_s,
-        )
+        return open_caller(config, transport=transport, **self._options)
 
     def _end(self, reason: SessionClosedError) -> None:
         self._ended = reason
@@ -343,7 +358,7 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
         """Reading and managing what is on the server."""
         from tinker_async.rest import RestClient  # noqa: PLC0415  # a training loop needs none
 
-        return RestClient(self._any_parts().caller)
+        return RestClient(self._any_parts().caller, self._telemetry)
 
     @property
     def server(self) -> Server:
@@ -425,6 +440,10 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
             RecoveryExhaustedError: From the block (and from the futures that wait), when a run
                 was lost and nothing brought it back; when entered, if no checkpoint can be used.
         """
+        from tinker_async.durable.checkpoint_policy import (  # noqa: PLC0415  # as below
+            CheckpointPolicy,
+        )
+        from tinker_async.durable.recovery_policy import RecoveryPolicy  # noqa: PLC0415  # as below
         from tinker_async.durable.training import (  # noqa: PLC0415  # most programs need none
             arguments_of,
             durable_training,
@@ -434,6 +453,14 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
         self._open_parts()
         if renewal is None:
             raise SessionClosedError("the session is not open")
+        given.path(run_dir, "run_dir")
+        check_base_model(base_model)
+        given.texts(user_metadata, "user_metadata")
+        if checkpoints is not None:
+            hint = "CheckpointPolicy(save_every=100)"
+            given.one_of(checkpoints, CheckpointPolicy, "checkpoints", hint)
+        if recovery is not None:
+            given.one_of(recovery, RecoveryPolicy, "recovery", "RecoveryPolicy(enabled=True)")
         lora = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
         arguments = arguments_of(
             run_dir,

@@ -22,6 +22,7 @@ from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.compression import compression_if
 from tinker_async.background.deadlines import Deadlines
 from tinker_async.background.training_queue import Lane
+from tinker_async.data import given
 from tinker_async.data.optimizers import OptimizerConfig, config_to_send, family_of
 from tinker_async.data.params import LoraConfig
 from tinker_async.data.paths import parse_path
@@ -126,7 +127,7 @@ class Trainers:
         async def work() -> TrainingClient:
             return self._opened(*await self._create(call, base_model, lora, metadata, optimizer))
 
-        return await within(self._caller.limit_of(timeout), call.progress, work, hint=_HINT)
+        return await within(self._caller.limit_of(timeout, retry), call.progress, work, hint=_HINT)
 
     async def create_from_state(
         self,
@@ -138,11 +139,15 @@ class Trainers:
         """As `Session.create_training_client_from_state`, with its optimizer or without."""
         if self._context_lengths is not None:
             parse_path(wanted.path, expect="training")
+        if wanted.base_model is not None:
+            check_base_model(wanted.base_model)
+        if wanted.access_token is not None:
+            given.secret_text(wanted.access_token, "weights_access_token")
         config_to_send(wanted.optimizer)  # wrong ones raise here
         way = "_with_optimizer" if wanted.with_optimizer else ""
         call = _Call(f"create_training_client_from_state{way}", retry)
         work = partial(self._from_state, call, wanted)
-        return await within(self._caller.limit_of(timeout), call.progress, work, hint=_HINT)
+        return await within(self._caller.limit_of(timeout, retry), call.progress, work, hint=_HINT)
 
     async def _create(
         self,

@@ -16,7 +16,7 @@ from tinker_async.api import endpoints
 from tinker_async.api.calls import Caller
 from tinker_async.api.features import Feature
 from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
-from tinker_async.api.retry import RetryPolicy
+from tinker_async.api.retry import RetryPolicy, check_policy
 from tinker_async.background.custom_loss import CustomLossOperation
 from tinker_async.background.training_queue import (
     Lane,
@@ -26,6 +26,7 @@ from tinker_async.background.training_queue import (
 )
 from tinker_async.background.training_requests import LossConfig, TrainingRequests
 from tinker_async.background.unloading import UnloadOperation
+from tinker_async.data import given
 from tinker_async.data.console_urls import training_run_page
 from tinker_async.data.custom_loss import LossHandle
 from tinker_async.data.datum import Datum
@@ -44,7 +45,7 @@ from tinker_async.data.results import (
 from tinker_async.errors import InvalidInputError, ResponseError
 from tinker_async.futures import APIFuture
 from tinker_async.losses import CustomLossFn, custom_loss_inputs, handle_loss, needs_torch
-from tinker_async.plan.checks import check_custom_loss
+from tinker_async.plan.checks import check_custom_loss, check_not_empty
 from tinker_async.plan.merging import merge_outputs
 from tinker_async.sampling import SamplingClient
 from tinker_async.tokenizer import load_tokenizer
@@ -202,6 +203,7 @@ class TrainingClient:
             InvalidInputError: From the future, when the loss is no scalar or does not
                 depend on all log-probs. What `loss_fn` raises leaves unchanged.
         """
+        check_not_empty(data)
         if isinstance(loss_fn, LossHandle):
             check_custom_loss(loss_fn, data, self._session_id)
             if loss_fn.loss_id is not None:
@@ -212,10 +214,11 @@ class TrainingClient:
                 name = "forward_backward_custom"
                 return self._queue(name, requests, merge_outputs, timeout, retry)
             loss_fn = handle_loss(loss_fn)
+        given.function(loss_fn, "loss_fn", "loss_fn(data, logprobs), or a LossHandle")
         self._requests.check(custom_loss_inputs(data), "cross_entropy", None)
         needs_torch()
         operation = CustomLossOperation(data, loss_fn, self._requests.cross_entropy, retry)
-        return self._submit(operation, timeout)
+        return self._submit(operation, timeout, retry)
 
     def optim_step(
         self,
@@ -294,7 +297,7 @@ class TrainingClient:
         operation = self._requests.save_state(
             name, ttl_seconds, user_metadata, overwrite=overwrite, policy=retry
         )
-        return self._submit(operation, timeout)
+        return self._submit(operation, timeout, retry)
 
     def load_state(
         self,
@@ -348,7 +351,7 @@ class TrainingClient:
         Args and errors: as `save_state`.
         """
         operation = self._requests.save_for_sampler(name, ttl_seconds, user_metadata, policy=retry)
-        return self._submit(operation, timeout)
+        return self._submit(operation, timeout, retry)
 
     def save_weights_external(
         self,
@@ -374,7 +377,7 @@ class TrainingClient:
         operation = self._requests.save_external(
             name, ttl_seconds, age_encryption_recipients, policy=retry
         )
-        return self._submit(operation, timeout)
+        return self._submit(operation, timeout, retry)
 
     def save_weights_and_get_sampling_client(
         self,
@@ -413,6 +416,7 @@ class TrainingClient:
             client.record_stability_info = record_stability_info
             return client
 
+        given.flag(record_stability_info, "record_stability_info")
         request = self._requests.snapshot(kind, self._next_sampler)
         name = "save_weights_and_get_sampling_client"
         return self._queue(name, [request], make, timeout, retry)
@@ -426,6 +430,7 @@ class TrainingClient:
         retry: RetryPolicy | None = None,
     ) -> SamplingClient:
         """Make a client that samples from saved weights; as `Session.create_sampling_client`."""
+        given.flag(record_stability_info, "record_stability_info")
         client = await self._create_sampler(model_path, None, timeout=timeout, retry=retry)
         client.record_stability_info = record_stability_info
         return client
@@ -439,7 +444,7 @@ class TrainingClient:
         that there is no such model.
         """
         self._caller.features.require(Feature.UNLOADING)
-        return self._submit(UnloadOperation(retry), timeout)
+        return self._submit(UnloadOperation(retry), timeout, retry)
 
     # What it is
 
@@ -454,6 +459,7 @@ class TrainingClient:
         retry: RetryPolicy | None = None,
     ) -> GetInfoResponse:
         """Return what the model is; asked once, then remembered."""
+        self._caller.limit_of(timeout, retry)
         if self._info is None:
             self._info = await self._caller.ask(
                 "get_info",
@@ -485,6 +491,8 @@ class TrainingClient:
             MissingExtraError: The `tokenizers` library is not installed.
         """
         progress = Progress("get_tokenizer")
+        if folder is not None:
+            given.path(folder, "folder")
 
         async def work() -> Tokenizer:
             if folder is not None:
@@ -498,7 +506,7 @@ class TrainingClient:
                 progress=progress,
             )
 
-        return await within(self._caller.limit_of(timeout), progress, work)
+        return await within(self._caller.limit_of(timeout, retry), progress, work)
 
     def _queue(
         self,
@@ -508,9 +516,12 @@ class TrainingClient:
         timeout: Timeout,
         retry: RetryPolicy | None,
     ) -> APIFuture[Any]:
-        return self._submit(RequestsOperation(name, requests, merge, retry), timeout)
+        return self._submit(RequestsOperation(name, requests, merge, retry), timeout, retry)
 
-    def _submit(self, operation: Operation, timeout: Timeout) -> APIFuture[Any]:
+    def _submit(
+        self, operation: Operation, timeout: Timeout, retry: RetryPolicy | None
+    ) -> APIFuture[Any]:
+        check_policy(retry)
         self._lane.submit(operation, timeout)
         return operation.future
 

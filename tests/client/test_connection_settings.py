@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+from support.loops import ASYNCIO
 from support.scripted import ScriptedServer
 
 from tinker_async import APIStatusError, ConfigError, RetryPolicy, Session
@@ -137,6 +138,7 @@ def test_a_config_cannot_be_changed_and_shows_no_secret() -> None:
     assert "proxy:80" == getattr(config.proxy, "address", None)
 
 
+@pytest.mark.parametrize("anyio_backend", [ASYNCIO])  # an engine of its own: seconds
 async def test_a_local_session_takes_no_proxy_and_no_telemetry_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

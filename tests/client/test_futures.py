@@ -5,7 +5,13 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from tinker_async import APIFuture, OperationWithdrawnError, RequestTimeoutError, SessionClosedError
+from tinker_async import (
+    APIFuture,
+    InvalidInputError,
+    OperationWithdrawnError,
+    RequestTimeoutError,
+    SessionClosedError,
+)
 
 
 async def test_many_tasks_get_the_same_value_before_and_after() -> None:
@@ -82,3 +88,14 @@ async def test_only_what_was_not_sent_can_be_withdrawn() -> None:
     sent.sent = True
     assert not sent.cancel()
     assert not sent.done
+
+
+@pytest.mark.parametrize("wait", ["x", [], {}, float("nan"), object()])
+async def test_a_wait_that_is_no_time_is_refused(wait: float) -> None:
+    """And the failure that is there counts as unseen."""
+    future: APIFuture[int] = APIFuture("op")
+    future.fail(SessionClosedError("over"))
+    with pytest.raises(InvalidInputError, match="number of seconds"):
+        await future.result(wait)
+
+    assert future.failed_unobserved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 import anyio
@@ -12,8 +13,10 @@ import pytest
 from support.scripted import Call, ScriptedServer
 from tinker.types.telemetry_send_request import TelemetrySendRequest
 
-from tinker_async import RetryPolicy, Session
+from tinker_async import RestClient, RetryPolicy, Session
+from tinker_async.api.connecting import open_caller
 from tinker_async.background import telemetry as module
+from tinker_async.config import resolve_config
 from tinker_async.testing import FakeService, faults, run_in_virtual_time
 
 KEY = "tml-never-to-be-seen"
@@ -238,3 +241,79 @@ async def test_a_process_has_one_id_for_its_sessions(
 
     first, second, of_the_fork = (batch.process_uuid for batch in batches(server))
     assert first == second != of_the_fork
+
+
+# Without a session
+
+
+async def test_without_a_session_nothing_is_told_unless_it_is_asked_for(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By argument, or by the environment, which the argument beats; as of a session."""
+    server.on("telemetry", accepted)
+    for given, environment, told in [(None, "", False), (False, "1", False), (None, "1", True)]:
+        monkeypatch.setenv("TINKER_TELEMETRY", environment)
+        with anyio.fail_after(5), pytest.raises(ZeroDivisionError):
+            async with RestClient.connect(server.url, KEY, telemetry=given) as rest:
+                assert told == (rest.telemetry is not None)
+                raise ZeroDivisionError
+        assert told == bool(server.seen("telemetry"))
+
+
+async def test_without_a_session_errors_and_own_events_are_told(server: ScriptedServer) -> None:
+    """Under an id that says so, and without a start or an end, as the official client does it."""
+    server.on("telemetry", accepted)
+    with anyio.fail_after(5), pytest.raises(RuntimeError):
+        async with RestClient.connect(server.url, KEY, telemetry=True) as rest:
+            assert rest.telemetry is not None
+            assert rest.telemetry.log("listed", {"runs": 3})
+            raise RuntimeError(f"with {KEY}")
+
+    (batch,) = batches(server)
+    assert ["GENERIC_EVENT", "UNHANDLED_EXCEPTION"] == [event.event for event in batch.events]
+    assert [0, 1] == [event.event_session_index for event in batch.events]
+    assert re.fullmatch("sessionless-[0-9a-f-]{36}", batch.session_id)
+    assert KEY not in server.seen("telemetry")[0].body.decode()
+
+
+async def test_what_a_connection_has_nothing_to_tell_of_is_not_sent(server: ScriptedServer) -> None:
+    """There is neither a start nor an end."""
+    with anyio.fail_after(5):
+        async with RestClient.connect(server.url, KEY, telemetry=True) as rest:
+            await rest.get_server_capabilities()
+
+    assert [] == server.seen("telemetry")
+
+
+def test_without_a_session_events_are_sent_now_and_then() -> None:
+    """Every ten seconds, not only at the end; a silent server holds up nothing but that."""
+    service = FakeService()
+
+    async def program() -> tuple[int, float]:
+        config = resolve_config("http://fake.invalid", KEY, environ={})
+        async with open_caller(config, transport=service.transport()) as caller:
+            async with module.telemetry_without_session(caller) as telemetry:
+                telemetry.log("n")
+                await anyio.sleep(11)
+                sent = telemetry.sent
+                service.faults.on("telemetry", faults.Stall())
+                telemetry.log("n")
+                ends = anyio.current_time()
+            return sent, anyio.current_time() - ends
+
+    sent, took_s = run_in_virtual_time(program)
+    assert 1 == sent
+    assert 4.9 <= took_s <= 6
+
+
+async def test_the_telemetry_of_a_session_is_that_of_its_rest_client(
+    server: ScriptedServer,
+) -> None:
+    """There is one for both."""
+    server.on("telemetry", accepted)
+    with anyio.fail_after(5):
+        async with Session(server.url, KEY, telemetry=True) as session:
+            assert session.telemetry is not None
+            assert session.rest.telemetry is session.telemetry
+        async with Session(server.url, KEY) as session:
+            assert session.rest.telemetry is None

@@ -574,7 +574,7 @@ async def test_not_yet_answers_are_polled_again_and_show_the_queue_state(
     assert (future.queue_state, future.queue_state_reason) == ("active", None)
 
 
-@pytest.mark.parametrize("status", [400, 422, 409])
+@pytest.mark.parametrize("status", [400, 403, 409, 413, 422])
 async def test_servers_that_fail_operations_by_status_are_understood(
     session: Session, trained: Trained, status: int
 ) -> None:

@@ -51,7 +51,7 @@ def test_what_the_engine_page_says_of_defaults_is_what_the_engine_does() -> None
     from tinker_async.local.engine.adapters import ALPHA
     from tinker_async.local.engine.losses import make_loss
     from tinker_async.local.models import BUILT_IN, SUPPORTED_FAMILIES
-    from tinker_async.local.server.service import Limits
+    from tinker_async.local.server.limits import Limits
 
     text = (REFERENCE / "engine.md").read_text(encoding="utf-8")
     said = set(re.findall(r"`([\w.-]+ = [\d.]+)`", text))
@@ -64,7 +64,9 @@ def test_what_the_engine_page_says_of_defaults_is_what_the_engine_does() -> None
     limits = Limits()
     assert said == losses | {
         f"alpha = {ALPHA}",
+        f"hold_s = {limits.hold_s:g}",
         f"silence_s = {limits.silence_s:g}",
+        f"gap_s = {limits.gap_s:g}",
         f"ephemeral_snapshots = {limits.ephemeral_snapshots}",
         f"sequences_per_sample = {limits.sequences_per_sample}",
     }

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
 from download.file_server import Host, host, sockets
+
+from tinker_async.download import disk
+
+
+@pytest.fixture(autouse=True)
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was flushed, in order. The disk itself is not waited for: that takes a tenth of a second."""
+    paths: list[Path] = []
+    monkeypatch.setattr(disk, "_flush", paths.append)
+    return paths
 
 
 @pytest.fixture

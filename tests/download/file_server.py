@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from anyio.streams.tls import TLSListener
 
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.config import Config, resolve_config
+from tinker_async.download import disk
 from tinker_async.download.checkpoint import download_checkpoint
 from tinker_async.download.records import DownloadedCheckpoint
 
@@ -30,6 +32,8 @@ GONE = (
 EXTERNAL = "tinker://run-1/external_weights/final"
 TRAINING = "tinker://run-1/weights/final"
 KEY = "tml-secret-of-the-tests"
+flush = disk._flush
+"""As programs have it: tests do not wait for the disk, unless they are about that."""
 QUICK = RetryPolicy(max_attempts=4, base_s=0.001, max_s=0.002)
 
 
@@ -66,6 +70,7 @@ class Reply:
     """Waited for after the body (or its cut) was sent, before anything else happens."""
 
 
+@functools.cache
 def etag_of(content: bytes) -> str:
     return f'"{hashlib.md5(content).hexdigest()}"'
 
@@ -220,14 +225,10 @@ async def fetch(
     return await download_checkpoint(signer, tinker_path, to, **options)
 
 
+@functools.cache
 def content(size_bytes: int, seed: int = 0) -> bytes:
     """Bytes that no shift and no other seed repeats."""
-    found = bytearray()
-    block = seed
-    while len(found) < size_bytes:
-        found += hashlib.blake2b(b"%d-%d" % (seed, block)).digest()
-        block += 1
-    return bytes(found[:size_bytes])
+    return hashlib.shake_128(b"content %d" % seed).digest(size_bytes)
 
 
 def left(folder: Path) -> list[str]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from download.file_server import Host, Signer, content, fetch, left
+from download.file_server import Host, Signer, content, fetch, flush, left
 
+from tinker_async.download import disk
 from tinker_async.download.disk import Aside, PartFile, disk_errors
 from tinker_async.errors import DiskError, TargetExistsError
 
@@ -34,6 +35,27 @@ async def test_an_empty_folder_is_taken(serving: Host, place: Path) -> None:
         await fetch(Signer(serving), place / "x")
 
     assert ["a.bin", "sub"] == left(place / "x")
+
+
+async def test_all_is_on_the_disk_before_it_is_in_place(
+    serving: Host, place: Path, flushed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so is the new name, after: a machine that loses its power has all of it or nothing."""
+    aside = place / ".x.partial/files"
+    there: list[bool] = []
+
+    def note(path: Path) -> None:
+        there.append((place / "x").exists())
+        flushed.append(path)
+        flush(path)
+
+    monkeypatch.setattr(disk, "_flush", note)
+    with anyio.fail_after(BOUND_S):
+        await fetch(Signer(serving), place / "x")
+
+    before = {aside, aside / "a.bin", aside / "sub", aside / "sub/b.bin"}
+    assert (before, place) == ({*flushed[:-1]}, flushed[-1])
+    assert [False] * 4 + [True] == there
 
 
 async def test_overwrite_replaces_the_folder_as_a_whole(serving: Host, place: Path) -> None:

@@ -716,9 +716,9 @@ async def test_an_existing_target_is_told_before_the_server_is_asked(
 
 
 async def test_memory_is_the_same_whatever_the_size(serving: Host, tmp_path: Path) -> None:
-    """Four files of 24 MiB at a time, within a few blocks each."""
+    """Four files of 8 MiB at a time, within a few blocks each."""
     block = content(1 << 20)
-    serving.files = {f"{number}.bin": block * 24 for number in range(4)}
+    serving.files = {f"{number}.bin": block * 8 for number in range(4)}
     peaks: list[int] = []
     tracemalloc.start()
     try:
@@ -731,4 +731,4 @@ async def test_memory_is_the_same_whatever_the_size(serving: Host, tmp_path: Pat
     finally:
         tracemalloc.stop()
 
-    assert max(peaks) < 24 << 20
+    assert max(peaks) < 12 << 20

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
 import numpy as np
 import pytest
+from download.file_server import left
 
 from tinker_async import (
     AdamParams,
     APIStatusError,
     AttemptFailed,
+    AuthenticationError,
     BadRequestError,
+    BillingError,
     Datum,
     DimuonParams,
+    DownloadError,
     Feature,
     FeatureSupport,
     InternalServerError,
     ModelInput,
+    NotFoundError,
     PromiseLostError,
     RequestFailedError,
+    RestClient,
     RetryPolicy,
     SamplingParams,
     Session,
@@ -42,6 +49,7 @@ DATUM = Datum(
     ModelInput.from_ints([1, 2, 3]), {"target_tokens": [2, 3, 4], "weights": [1.0, 1.0, 1.0]}
 )
 PROMPT = ModelInput.from_ints([1, 2])
+PATH = "tinker://s1:train:0/weights/kept"
 QUICK = RetryPolicy(base_s=0.001, max_s=0.01)
 CRASH = faults.Status(
     status=500, body=b"Internal Server Error", headers={"content-type": "text/plain"}
@@ -333,6 +341,40 @@ async def test_an_endpoint_that_is_not_there_is_asked_once() -> None:
         assert [404] == statuses(service, endpoint)
 
 
+@pytest.mark.parametrize(
+    ("feature", "call"),
+    [
+        (Feature.SESSION_LISTING, lambda rest: rest.list_sessions_page()),
+        (Feature.SESSION_SEARCH, lambda rest: rest.search_sessions_page()),
+        (Feature.SESSION_DETAILS, lambda rest: rest.get_session("s1")),
+        (Feature.SESSION_FINISHING, lambda rest: rest.finish_session("s1")),
+        (Feature.PROJECTS, lambda rest: rest.assign_session_project("s1", "p")),
+        (Feature.TRACES, lambda rest: rest.export_session_trace("s1")),
+        (Feature.CHECKPOINT_TTL, lambda rest: rest.set_checkpoint_ttl_from_tinker_path(PATH, None)),
+        (Feature.PUBLISHING, lambda rest: rest.publish_checkpoint_from_tinker_path(PATH)),
+        (Feature.API_KEYS, lambda rest: rest.whoami()),
+        (Feature.KEY_REVOCATION, lambda rest: rest.revoke_api_key()),
+        (Feature.BILLING, lambda rest: rest.get_current_checkpoint_storage_usage()),
+        (Feature.AUDIT, lambda rest: rest.get_audit_log()),
+    ],
+)
+async def test_what_an_older_server_lacks_is_found_once_and_said(
+    feature: Feature, call: Callable[[RestClient], Awaitable[object]]
+) -> None:
+    """Then nothing is sent any more, and the session's features say it too."""
+    service = FakeService(like="skyrl-0.3.0")
+    async with session_with(service) as session:
+        before = len(service.ledger.entries)
+        for _ in range(2):
+            with pytest.raises(UnsupportedByServerError) as caught:
+                await call(session.rest)
+        sent = len(service.ledger.entries) - before
+        known = session.server.features[feature]
+
+    assert (1, feature) == (sent, caught.value.feature)
+    assert (False, "answer") == (known.supported, known.learned_from)
+
+
 async def test_a_method_that_is_not_allowed_is_an_endpoint_that_is_not_there() -> None:
     """As of servers that cannot delete."""
     service = FakeService()
@@ -517,9 +559,9 @@ def test_a_poll_that_is_held_for_longer_than_we_listen_is_no_failure() -> None:
     assert {45} == {round(later - earlier) for earlier, later in itertools.pairwise(polls)}
 
 
-@pytest.mark.parametrize("status", [400, 404, 409, 422])
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422])
 async def test_a_failure_told_by_status_is_a_failed_operation(status: int) -> None:
-    """With the server's words, and asked for once."""
+    """With the server's words, and asked for once; the status is its cause."""
     kinds = {"user": status, "server": status, "unknown": status}
     service = FakeService(like=msgspec.structs.replace(SKYRL_0_3, failures=kinds))
     service.faults.on("optim_step", faults.OperationFails(error="Checkpoint a not found."), times=1)
@@ -546,6 +588,19 @@ async def test_a_promise_that_is_gone_is_not_a_failed_operation(detail: str) -> 
         trainer = await session.create_lora_training_client("toy")
         service.faults.on("retrieve_future", faults.Status(status=404, detail=detail))
         with pytest.raises(PromiseLostError):
+            await trainer.optim_step(AdamParams())
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, AuthenticationError), (402, BillingError)])
+async def test_what_is_about_whoever_asks_is_not_a_failed_operation(
+    status: int, error: type[APIStatusError]
+) -> None:
+    """The operation may be done: with another key its result is there."""
+    service = FakeService()
+    async with session_with(service) as session:
+        trainer = await session.create_lora_training_client("toy")
+        service.faults.on("retrieve_future", faults.Status(status=status), times=1)
+        with pytest.raises(error):
             await trainer.optim_step(AdamParams())
 
 
@@ -679,3 +734,47 @@ async def test_a_connection_that_ends_while_it_is_taken_up_again_costs_no_attemp
         one.status if one.outcome == "answered" else None
         for one in service.ledger.of("get_server_capabilities")
     ]
+
+
+async def test_a_samplers_archive_is_found_by_its_bare_name(tmp_path: Path) -> None:
+    """Where paths have no kind, and archives are of samplers alone; no other path changes."""
+    service = FakeService(like="skyrl-0.3.0")
+    async with session_with(service) as session:
+        trainer = await session.create_lora_training_client("toy")
+        sampler = await trainer.save_weights_for_sampler("kept")
+        state = await trainer.save_state("kept")
+        assert 1 == sampler.path.removeprefix("tinker://").count("/")
+        done = await session.rest.download_checkpoint(sampler.path, tmp_path / "sampler")
+        with pytest.raises(NotFoundError):
+            await session.rest.download_checkpoint(state.path, tmp_path / "state")
+        with pytest.raises(NotFoundError, match="no checkpoint"):
+            gone = sampler.path.replace("kept", "gone")
+            await session.rest.download_checkpoint(gone, tmp_path / "gone")
+
+    assert ("adapter_config.json", "toy_weights.bin") == done.files
+    assert ["sampler"] == left(tmp_path)
+    assert [302, 404] == statuses(service, "bare_archive")
+
+
+async def test_a_server_without_archives_is_asked_twice_at_most(tmp_path: Path) -> None:
+    """The first answer counts, with what to do about it."""
+    absent = frozenset({"archive", "bare_archive"})
+    service = FakeService(like=Likeness(name="without", absent=absent))
+    async with session_with(service) as session:
+        trainer = await session.create_lora_training_client("toy")
+        saved = await trainer.save_weights_for_sampler("kept")
+        with pytest.raises(NotFoundError, match="sampler_weights/kept/archive") as caught:
+            await session.rest.download_checkpoint(saved.path, tmp_path / "x")
+
+    assert "save_weights_external" in (caught.value.hint or "")
+    assert (1, 1) == (service.ledger.count("archive"), service.ledger.count("bare_archive"))
+
+
+async def test_an_archive_in_a_folder_of_the_server_is_no_download(tmp_path: Path) -> None:
+    """Its address is a file's: that is said, and no file of this machine is read."""
+    service = FakeService(like="tuft-0.2.2")
+    async with session_with(service) as session:
+        trainer = await session.create_lora_training_client("toy")
+        saved = await trainer.save_weights_for_sampler("kept")
+        with pytest.raises(DownloadError, match="not http"):
+            await session.rest.download_checkpoint(saved.path, tmp_path / "x")

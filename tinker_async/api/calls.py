@@ -25,7 +25,7 @@ from tinker_async.api.progress import (
     check_timeout,
     within,
 )
-from tinker_async.api.retry import RetryPolicy, parse_retry_after
+from tinker_async.api.retry import RetryPolicy, check_policy, parse_retry_after
 from tinker_async.config import SDK_VERSION, Config, Secret
 from tinker_async.errors import (
     APIStatusError,
@@ -56,6 +56,8 @@ T = TypeVar("T")
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 JSON = b"application/json"
 PROTOBUF = b"application/x-protobuf"
+API_KEY = b"x-api-key"
+"""The header that has the credential."""
 _REDACTED = b"[API key]"
 _TELLING = 8
 """Shorter secrets than the credential are not looked for: they are part of many words."""
@@ -76,6 +78,8 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     """Longest silence of the server after the request, in seconds."""
     secret_headers: tuple[tuple[bytes, Secret], ...] = ()
     """Sent, and shown nowhere."""
+    own_key: bool = False
+    """Whether its secret headers have the key that is meant: the connection's is not sent."""
     redirects: bool = False
     """Whether an answer that names another place (3xx) is what was asked for."""
     feature: Feature | None = None
@@ -141,12 +145,14 @@ class Caller:
         self._known = (*self.authentication.secrets, *self._hidden)
         """What is taken out of answers: kept, since there are many of these."""
 
-    def limit_of(self, timeout: Timeout) -> float | None:
+    def limit_of(self, timeout: Timeout, retry: RetryPolicy | None = None) -> float | None:
         """Return the seconds that a public call may take: its own word, else the session's.
 
         Raises:
-            InvalidInputError: Not above zero.
+            InvalidInputError: Not above zero; or what was given as `retry` is no policy.
         """
+        if retry is not None:
+            check_policy(retry)
         return self.timeout_s if isinstance(timeout, Default) else check_timeout(timeout)
 
     def _headers_for(self, endpoint: Endpoint) -> Headers:
@@ -158,7 +164,7 @@ class Caller:
         key = (endpoint.content_type, endpoint.accept, endpoint.extra_headers)
         headers = self._headers.get(key)
         if headers is None:
-            start = ((b"x-api-key", value), *self._common)
+            start = ((API_KEY, value), *self._common)
             headers = (*start, (b"accept", endpoint.accept), *endpoint.extra_headers)
             if endpoint.method not in ("GET", "DELETE"):
                 headers = (*headers, (b"content-type", endpoint.content_type))
@@ -226,7 +232,7 @@ class Caller:
         limit_s, own_s = endpoint.silence_s, silence_s or self.silence_limit_s
         if own_s is not None and (limit_s is None or own_s < limit_s):
             limit_s = own_s
-        if self.authentication.source is None:
+        if self.authentication.source is None or endpoint.own_key:
             return self._send(endpoint, body, limit_s, receipt)
         return self._send_fresh(endpoint, body, limit_s, receipt)
 
@@ -261,6 +267,8 @@ class Caller:
         receipt: Receipt | None,
     ) -> Coroutine[Any, Any, Response]:
         headers, secrets = self._headers_for(endpoint), endpoint.secret_headers
+        if endpoint.own_key:
+            headers = tuple(one for one in headers if one[0] != API_KEY)
         if secrets:
             headers = (*headers, *((name, one.reveal().encode()) for name, one in secrets))
         request = Request(
@@ -441,7 +449,7 @@ class Caller:
                 endpoint, body, answer=answer, policy=retry, progress=progress
             )
 
-        return await within(self.limit_of(timeout), progress, work)
+        return await within(self.limit_of(timeout, retry), progress, work)
 
 
 class Failures:

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
 from tinker_async.api.authentication import Authentication, FixedToken, FreshToken, Source
 from tinker_async.api.calls import Caller, Endpoint
-from tinker_async.api.retry import RetryPolicy
+from tinker_async.api.progress import check_least, check_timeout
+from tinker_async.api.retry import RetryPolicy, check_policy
 from tinker_async.config import Config
 from tinker_async.credentials.secret import Secret
 from tinker_async.credentials.tokens import is_token
+from tinker_async.data import given
 from tinker_async.errors import APIStatusError, CredentialError, ResponseError
-from tinker_async.events import Events
+from tinker_async.events import EventHook, Events
 from tinker_async.transport import Transport
 from tinker_async.transport.opening import OpenTransport, open_transport
 from tinker_async.transport.tasks import LastingTasks, lasting_tasks
@@ -82,6 +84,45 @@ async def open_caller(
                 partial(_exchanging, carrier, config, policy, tasks),
             ),
         )
+
+
+def call_options(
+    *,
+    retry: RetryPolicy | None,
+    timeout: float | None,
+    on_event: EventHook | None,
+    silence_limit_s: float | None,
+    billing_pause_s: float,
+) -> dict[str, Any]:
+    """Return what users say of all calls of a connection, checked, as `open_caller` takes it.
+
+    Raises:
+        InvalidInputError: One is wrong; `field` is which.
+    """
+    check_policy(retry)
+    if on_event is not None:
+        given.function(on_event, "on_event", "on_event(event)")
+    return {
+        "policy": retry,
+        "events": Events(on_event),
+        "timeout_s": check_timeout(timeout),
+        "silence_limit_s": check_timeout(silence_limit_s, field="silence_limit_s"),
+        "billing_pause_s": check_least(billing_pause_s, 0, field="billing_pause_s"),
+    }
+
+
+def check_transport(http2: object, ssl_context: object) -> None:
+    """Check what users say of the transport itself.
+
+    Raises:
+        InvalidInputError: One is wrong; `field` is which.
+    """
+    if http2 is not None:
+        given.flag(http2, "http2")
+    if ssl_context is not None:
+        import ssl  # noqa: PLC0415  # whoever has a context has loaded it
+
+        given.one_of(ssl_context, ssl.SSLContext, "ssl_context", "ssl.create_default_context()")
 
 
 def opened_transport(

@@ -67,9 +67,13 @@ class Feature(enum.StrEnum):
     COPYING = "copying"
     SESSION_LISTING = "session_listing"
     SESSION_SEARCH = "session_search"
+    SESSION_DETAILS = "session_details"
+    SESSION_FINISHING = "session_finishing"
     TRACES = "traces"
     BILLING = "billing"
     AUDIT = "audit"
+    API_KEYS = "api_keys"
+    KEY_REVOCATION = "key_revocation"
 
 
 class FeatureSupport(msgspec.Struct, frozen=True):

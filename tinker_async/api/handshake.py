@@ -13,8 +13,10 @@ from tinker_async.api.features import Feature, says_no_endpoint
 from tinker_async.api.progress import Progress
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.config import SDK_VERSION, Config
+from tinker_async.data import given
 from tinker_async.errors import APIStatusError, NotFoundError
 from tinker_async.logs import log
+from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import (
     ClientConfigRequest,
     ClientConfigResponse,
@@ -31,14 +33,35 @@ _ABOUT_US = ClientConfigRequest(sdk_version=SDK_VERSION)
 def about_session(
     config: Config, user_metadata: Mapping[str, Any] | None, display_name: str | None
 ) -> CreateSessionRequest:
-    """Return what a session says of itself."""
+    """Return what a session says of itself.
+
+    Raises:
+        InvalidInputError: It cannot be said in JSON.
+    """
+    if display_name is not None:
+        given.text(display_name, "display_name")
     return CreateSessionRequest(
         tags=list(config.tags),
-        user_metadata=dict(user_metadata or {}),
+        user_metadata=_json_object(user_metadata, "user_metadata"),
         sdk_version=SDK_VERSION,
         project_id=config.project_id or msgspec.UNSET,
         display_name=msgspec.UNSET if display_name is None else display_name,
     )
+
+
+def _json_object(value: object, field: str) -> dict[str, Any]:
+    """Return what is given by name, if JSON has a form for all of it."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        form = 'the form is {"purpose": "test"}'
+        raise given.wrong(field, f"must be values by name, got {given.shown(value)}", form)
+    found = dict(value)
+    try:
+        wire_json.encode(found)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise given.wrong(field, f"cannot be sent as JSON: {error}") from None
+    return found
 
 
 def _policy(caller: Caller) -> RetryPolicy:

@@ -119,7 +119,7 @@ def check_least(value: float, least: float, *, field: str) -> float:
     Raises:
         InvalidInputError: It is below the least one, or none at all.
     """
-    if not value >= least:
+    if not isinstance(value, (int, float)) or not value >= least:
         raise InvalidInputError(f"{field}: must be at least {least:g}, got {value!r}", field=field)
     return value
 

@@ -53,8 +53,9 @@ RETRIEVE_ANY = Endpoint(PATH, traffic=TrafficClass.POLLING, accept=PROTOBUF, sil
 ACTIVE = "active"
 _PAUSED = "paused"
 _HELD_OUT, _TOO_EARLY = 408, 425
-_OF_OPERATION = (400, 404, 409, 422)
-"""Statuses by which some servers tell that an operation failed, instead of by `error`."""
+_OF_THE_POLL = (401, 402, 408, 425, 429)
+"""Statuses that are about whoever asks, or about now. By any other 4xx some servers tell that the
+operation failed (409 in vain waiting for its turn, 403 a checkpoint of somebody else, 413)."""
 _ABOUT_ANOTHER = re.compile(r"\b(model|checkpoint|loss|adapter|tokenizer)\b", re.IGNORECASE)
 """What a 404 names that an operation has not found; any other is of the promise itself."""
 _SIZED = "allow_metadata_only"
@@ -420,7 +421,7 @@ def _final(error: APIStatusError, request_id: str) -> TinkerError:
             f"the server no longer knows request {request_id}: {error.detail}",
             request_id=request_id,
         )
-    if error.status in _OF_OPERATION:
+    if 400 <= error.status < 500 and error.status not in _OF_THE_POLL:
         # Servers that report a failed operation by status instead of `error`.
         return RequestFailedError(
             error.detail or error.message, category="unknown", request_id=request_id

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from tinker_async.data import given
 from tinker_async.errors import APIStatusError, TinkerError
 
 spread = random.Random().random  # noqa: S311  # jitter, no secret
@@ -30,6 +31,9 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         base_s: First delay; it doubles with each failure.
         max_s: Longest delay of our own choosing.
         max_server_s: Longest delay that is taken from a `Retry-After`.
+
+    Raises:
+        InvalidInputError: Less than one attempt, or a time below zero.
     """
 
     max_attempts: int = 30
@@ -37,6 +41,11 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     base_s: float = 0.5
     max_s: float = 10.0
     max_server_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        given.whole(self.max_attempts, "max_attempts", least=1)
+        for field in ("window_s", "base_s", "max_s", "max_server_s"):
+            given.number(getattr(self, field), field, least=0)
 
     def next_delay(
         self,
@@ -65,6 +74,20 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         """Return a pause of our own choosing after so many failures before this one."""
         pause_s = min(self.base_s * 2.0 ** min(failures, 30), self.max_s)
         return pause_s * (1 - _JITTER * jitter())
+
+
+def check_policy(policy: object) -> None:
+    """Check what a call was given as `retry`.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    if policy is not None and not isinstance(policy, RetryPolicy):
+        raise given.wrong(
+            "retry",
+            f"must be a RetryPolicy, got {given.shown(policy)}",
+            "the form is RetryPolicy(max_attempts=5); 1 repeats nothing",
+        )
 
 
 def may_repeat(error: TinkerError) -> bool:

@@ -24,6 +24,7 @@ from tinker_async.api.retry import RetryPolicy
 from tinker_async.config import SDK_VERSION
 from tinker_async.errors import APIStatusError, RequestFailedError, TinkerError
 from tinker_async.logs import log
+from tinker_async.transport.tasks import lasting_tasks
 from tinker_async.wire import json as wire_json
 from tinker_async.wire.messages import TelemetrySendRequest
 
@@ -45,16 +46,17 @@ _SECRETS = re.compile(
 
 
 class Telemetry:
-    """The telemetry of one session.
+    """The telemetry of one session, or of a connection without one.
 
     Args:
         caller: Sends it.
-        session_id: The session that it is about.
+        session_id: The session that it is about; None is none, and neither start nor end is told.
     """
 
-    def __init__(self, caller: Caller, session_id: str) -> None:
+    def __init__(self, caller: Caller, session_id: str | None) -> None:
         self._caller = caller
-        self.session_id = session_id
+        self._has_session = session_id is not None
+        self.session_id = session_id or f"sessionless-{_new_id()}"
         """The session that it is about from now on."""
         self._begun = datetime.now(UTC)
         self._events: deque[bytes] = deque()
@@ -65,7 +67,8 @@ class Telemetry:
         """Events that the server has taken."""
         self.dropped = 0
         """Events that did not fit, or that could not be sent."""
-        self._put("SESSION_START", "INFO", self._begun)
+        if self._has_session:
+            self._put("SESSION_START", "INFO", self._begun)
 
     def __repr__(self) -> str:
         waiting = len(self._events)
@@ -119,7 +122,9 @@ class Telemetry:
         )
 
     def end(self) -> None:
-        """Tell that the session ends."""
+        """Tell that the session ends, if there is one."""
+        if not self._has_session:
+            return
         now = datetime.now(UTC)
         self._put("SESSION_END", "INFO", now, duration=str(now - self._begun))
 
@@ -212,7 +217,7 @@ class Telemetry:
 
 
 @asynccontextmanager
-async def telemetry_of(caller: Caller, session_id: str) -> AsyncGenerator[Telemetry]:
+async def telemetry_of(caller: Caller, session_id: str | None) -> AsyncGenerator[Telemetry]:
     """Give the telemetry of a session for the length of a block, and tell how the block ends.
 
     What then still waits is sent, for at most `DRAIN_S` seconds.
@@ -229,6 +234,14 @@ async def telemetry_of(caller: Caller, session_id: str) -> AsyncGenerator[Teleme
             await telemetry.flush()
         if telemetry._events or telemetry.dropped:  # noqa: SLF001  # its other half
             log.info("telemetry_incomplete", telemetry=repr(telemetry))
+
+
+@asynccontextmanager
+async def telemetry_without_session(caller: Caller) -> AsyncGenerator[Telemetry]:
+    """As `telemetry_of`, where there is no session in whose tasks it could be sent."""
+    async with telemetry_of(caller, None) as telemetry, lasting_tasks() as tasks:
+        tasks.start_soon(telemetry.run)
+        yield telemetry
 
 
 def _user_error(error: BaseException) -> BaseException | None:

@@ -175,6 +175,7 @@ class Lane:
         self._unsettled: set[APIFuture[Any]] = set()
         self._poison: ModelPoisonedError | None = None
         self._closed: BaseException | None = None
+        self._on_refused: Callable[[str], None] | None = None
         self.saved_names: set[str] = set()
         """Checkpoints of this model that the server has, or may have."""
 
@@ -191,6 +192,8 @@ class Lane:
             InvalidInputError: The time is not above zero.
         """
         if self._closed is not None:
+            if self._on_refused is not None:
+                self._on_refused(operation.future.operation)
             raise self._closed
         self._refuse_if_poisoned(operation.future)
         limit_s = self.caller.limit_of(timeout)
@@ -244,9 +247,14 @@ class Lane:
             self._sending = False
             self._note_rest()
 
-    def close(self, reason: TinkerError) -> None:
-        """Refuse new operations and fail all that are not settled."""
-        self._closed = reason
+    def close(self, reason: TinkerError, on_refused: Callable[[str], None] | None = None) -> None:
+        """Refuse new operations and fail all that are not settled.
+
+        Args:
+            reason: What is raised.
+            on_refused: Called with the name of each operation that comes after all.
+        """
+        self._closed, self._on_refused = reason, on_refused
         self._queue.clear()
         for future in list(self._unsettled):
             future.fail(reason)

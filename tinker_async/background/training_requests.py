@@ -19,6 +19,7 @@ from tinker_async.api.retry import RetryPolicy
 from tinker_async.background.saves import SaveOperation
 from tinker_async.background.training_forms import Batch, check_fits_json
 from tinker_async.background.training_queue import TrainingRequest
+from tinker_async.data import given
 from tinker_async.data.datum import Datum
 from tinker_async.data.optimizers import OptimParams, check_params_fit, params_to_send
 from tinker_async.data.params import SamplingClientKind
@@ -167,6 +168,7 @@ class TrainingRequests:
         if self.check_inputs:
             parse_path(path, expect="training")
         if weights_access_token is not None:
+            given.secret_text(weights_access_token, "weights_access_token")
             self._features.require(Feature.ACCESS_TOKENS)
         if not optimizer:
             self._features.require(Feature.WEIGHTS_ONLY_LOADING)
@@ -200,6 +202,7 @@ class TrainingRequests:
         """
         if self.check_inputs:
             check_save(name, ttl_seconds, user_metadata)
+        given.flag(overwrite, "overwrite")
         self._require_for_save(ttl_seconds, user_metadata)
         if overwrite:
             self._features.require(Feature.OVERWRITING)

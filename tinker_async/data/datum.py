@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tinker_async.data import given
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.provenance import (
     ProvenanceSpan,
@@ -61,6 +62,9 @@ class Datum(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
                 raise InvalidInputError(
                     f"{field}: expected a {kind.__name__}, got {type(value).__name__}", field=field
                 )
+        for key in self.loss_fn_inputs:
+            if type(key) is not str:
+                given.text(key, "loss_fn_inputs", hint="its keys are names, such as target_tokens")
         tensors = {
             key: TensorData.from_value(key, value) for key, value in self.loss_fn_inputs.items()
         }

@@ -11,6 +11,7 @@ import urllib.parse
 
 import msgspec
 
+from tinker_async.data import given
 from tinker_async.errors import InvalidInputError
 
 _WHERE = re.compile(r"required field `(\w+)`|at `\$\.(\w+)`")
@@ -42,8 +43,11 @@ class SamplerHandle(
     """The checkpoint, if it samples from one."""
 
     def __post_init__(self) -> None:
+        for field in ("base_model", "model_path"):
+            if (name := getattr(self, field)) is not None:
+                given.text(name, field)
         for field in ("base_url", "sampling_session_id"):
-            if not getattr(self, field):
+            if not given.text(getattr(self, field), field):
                 raise InvalidInputError(f"{field}: is empty", field=field)
         try:
             netloc = urllib.parse.urlsplit(self.base_url).netloc
@@ -67,6 +71,8 @@ class SamplerHandle(
         Raises:
             InvalidInputError: Not such JSON. `field` names what is wrong in it, or is `handle`.
         """
+        if not isinstance(text, (str, bytes)):
+            raise given.wrong("handle", f"must be the text of a handle, got {given.shown(text)}")
         try:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tinker_async.data import given
 from tinker_async.data.media import DmelChunk, ImageAssetPointerChunk, ImageChunk
 from tinker_async.errors import InvalidInputError
 
@@ -91,6 +92,12 @@ class ModelInput(msgspec.Struct, frozen=True, gc=False):
     chunks: tuple[ModelInputChunk, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.chunks, (tuple, list)):
+            raise given.wrong(
+                "chunks",
+                f"must be a list of chunks, got {given.shown(self.chunks)}",
+                "ModelInput.from_ints(tokens) makes an input of tokens",
+            )
         chunks = tuple(self.chunks)
         for index, chunk in enumerate(chunks):
             if type(chunk) is not EncodedTextChunk and not isinstance(chunk, _CHUNKS):
@@ -117,7 +124,7 @@ class ModelInput(msgspec.Struct, frozen=True, gc=False):
 
     def append_int(self, token: int) -> ModelInput:
         """Return a new input with one more token at its end."""
-        return self.append(EncodedTextChunk(token_array([token])))
+        return self.append(EncodedTextChunk(token_array([given.whole(token, "token")])))
 
     @property
     def length(self) -> int:

@@ -123,7 +123,7 @@ def _as_mapping(value: object, field: str, known: tuple[type[Any], ...]) -> dict
     names = " or ".join(one.__name__ for one in known)
     if not isinstance(value, Mapping):
         raise InvalidInputError(
-            f"{field}: {type(value).__name__} is neither {names} nor a mapping", field=field
+            f"{field}: must be {names}, or a mapping, got {type(value).__name__}", field=field
         )
     if not isinstance(value.get("type"), str) or not value["type"]:
         raise InvalidInputError(

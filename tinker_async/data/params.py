@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from tinker_async.data import given
 from tinker_async.errors import InvalidInputError
 
 LossFnType: TypeAlias = Literal[
@@ -62,6 +63,8 @@ class LoraConfig(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.seed is not None:
             _whole(self.seed, "seed")
         _check(self.rank >= 1, "rank", f"must be at least 1, got {self.rank}")
+        for name in ("train_unembed", "train_mlp", "train_attn"):
+            given.flag(getattr(self, name), name)
         _check(
             self.train_unembed or self.train_mlp or self.train_attn,
             "train_mlp",
@@ -132,7 +135,7 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         _check(0 < self.top_p <= 1, "top_p", "must be in (0, 1]")
         if self.stop is not None and not isinstance(self.stop, str):
             _check(
-                isinstance(self.stop, Iterable),
+                isinstance(self.stop, Iterable) and not isinstance(self.stop, (bytes, Mapping)),
                 "stop",
                 f"must be a string or a list of strings or of token ids, got {self.stop!r}",
             )

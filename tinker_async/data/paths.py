@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from tinker_async.data import given
 from tinker_async.errors import InvalidInputError
 
 CheckpointType: TypeAlias = Literal["training", "sampler", "external"]
@@ -75,10 +76,25 @@ def parse_path(
             "training": "use a path that save_state returned",
             "sampler": "use a path that save_weights_for_sampler returned",
             "external": "use a path that save_weights_external returned",
-        }[expect]
+        }.get(given.text(expect, "expect"))
+        if remedy is None:
+            raise given.wrong("expect", f"must be training, sampler or external, got {expect!r}")
         raise InvalidInputError(
             f"{field}: {path!r} is a checkpoint for {parsed.checkpoint_type}, not for {expect}",
             field=field,
             hint=remedy,
         )
     return parsed
+
+
+def parse_sampler_path(path: str, *, field: str = "path") -> CheckpointPath:
+    """As `parse_path`; also reads the paths of servers that name samplers without their kind.
+
+    Raises:
+        InvalidInputError: Neither form.
+    """
+    sound = isinstance(path, str) and path.startswith(PREFIX) and path.isprintable()
+    parts = path.removeprefix(PREFIX).split("/") if sound else []
+    if len(parts) == 2 and all(parts) and parts[1] not in KINDS:
+        return CheckpointPath(parts[0], "sampler_weights", parts[1])
+    return parse_path(path, field=field)

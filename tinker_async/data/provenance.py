@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from tinker_async.data import given
 from tinker_async.errors import InvalidInputError
 
 _INT64_MAX = 2**63 - 1
@@ -23,7 +24,7 @@ def _check_span(sequence_id: str, offset: int, length: int) -> None:
             hint="it is SampledSequence.sequence_id of the sample",
         )
     for field, value in (("offset", offset), ("length", length)):
-        if not 0 <= value <= _INT64_MAX:
+        if not 0 <= given.whole(value, field) <= _INT64_MAX:
             raise InvalidInputError(
                 f"{field}: must be a number of tokens that is not negative, got {value}",
                 field=field,
@@ -81,6 +82,8 @@ def spans_tuple(spans: Iterable[ProvenanceSpan], field: str) -> tuple[Provenance
     Raises:
         InvalidInputError: Something else is among them; `field` is where.
     """
+    if not isinstance(spans, (tuple, list)):
+        raise given.wrong(field, f"must be a list of spans, got {given.shown(spans)}")
     found = tuple(spans)
     for index, span in enumerate(found):
         if not isinstance(span, (PromptProvenanceSpan, SampledProvenanceSpan)):

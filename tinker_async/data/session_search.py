@@ -99,6 +99,10 @@ class SessionSearchCursor(msgspec.Struct, frozen=True):
     """As the server wrote it: the place must not change by a rounding."""
     last_session_id: str
 
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            _check_text(name, getattr(self, name))
+
 
 class SessionSearchRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to search for; found are sessions in projects that the caller may list.

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tinker_async.data import given
 from tinker_async.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ DType: TypeAlias = Literal["int64", "float32"]
 TensorLike: TypeAlias = "TensorData | npt.NDArray[Any] | torch.Tensor | Sequence[Any]"
 """What may be given where a tensor is wanted."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "int64": np.dtype(np.int64),
-    "float32": np.dtype(np.float32),
-}
+_INT64 = np.dtype(np.int64)
+_FLOAT32 = np.dtype(np.float32)
 
 _MOST_DIMENSIONS = 64
 _MOST_BYTES = 2**63 - 1
@@ -79,7 +78,7 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
             raise InvalidInputError(f"dtype {self.dtype!r} is not int64 or float32", field="dtype")
         msgspec.structs.force_setattr(self, "data", _flat(self.data, self.dtype))
         if self.shape is not None:
-            msgspec.structs.force_setattr(self, "shape", tuple(int(n) for n in self.shape))
+            msgspec.structs.force_setattr(self, "shape", _sizes(self.shape))
             _check_sizes(self.shape)
         if self.is_sparse:
             self._check_csr()
@@ -95,7 +94,7 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         return (
             type(data) is np.ndarray
             and data.ndim == 1
-            and data.dtype is _DTYPES.get(self.dtype)
+            and data.dtype is _dtype(self.dtype)
             and (shape is None or (type(shape) is tuple and shape == data.shape))
             and data.flags.c_contiguous
             and not self.is_sparse
@@ -107,8 +106,7 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
             raise InvalidInputError(
                 "a CSR tensor needs both index arrays", field="sparse_crow_indices"
             )
-        crow = np.ascontiguousarray(crow, dtype=np.int64).reshape(-1)
-        col = np.ascontiguousarray(col, dtype=np.int64).reshape(-1)
+        crow, col = _indices(crow, "sparse_crow_indices"), _indices(col, "sparse_col_indices")
         msgspec.structs.force_setattr(self, "sparse_crow_indices", crow)
         msgspec.structs.force_setattr(self, "sparse_col_indices", col)
         if self.shape is None or len(self.shape) != 2:
@@ -152,6 +150,8 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         Raises:
             InvalidInputError: Any other kind (unsigned, bool, complex, object).
         """
+        if not isinstance(array, (np.ndarray, np.generic)):
+            raise given.wrong("array", f"must be a numpy array, got {given.shown(array)}")
         kind = array.dtype.kind
         if kind not in "fi":
             raise InvalidInputError(
@@ -168,6 +168,8 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
 
         A tensor in torch's CSR layout stays sparse; in another sparse layout it becomes dense.
         """
+        if not type(tensor).__module__.startswith("torch"):
+            raise given.wrong("tensor", f"must be a torch tensor, got {given.shown(tensor)}")
         tensor = tensor.detach().cpu()
         if str(tensor.layout) not in {"torch.strided", "torch.sparse_csr"}:
             tensor = tensor.to_dense()
@@ -201,6 +203,7 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         """
         if isinstance(value, TensorData):
             return value
+        given.text(key, "key", hint="such as target_tokens")
         field = f"loss_fn_inputs[{key!r}]"
         if isinstance(value, np.ndarray):
             tensor = cls.from_numpy(value)
@@ -264,10 +267,10 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         Args:
             pad_value: For the cells that a CSR tensor leaves out.
         """
+        _check_pad(pad_value)
         crow, col = self.sparse_crow_indices, self.sparse_col_indices
         if crow is None or col is None:
             return self.data.reshape(self.dense_shape)
-        _check_pad(pad_value)
         dense = np.full(self.dense_shape, pad_value, dtype=self.dtype)
         rows = np.repeat(np.arange(crow.size - 1), np.diff(crow))
         dense[rows, col] = self.data
@@ -310,6 +313,26 @@ def _check_pad(pad_value: int) -> None:
         )
 
 
+def _dtype(name: object) -> np.dtype[Any] | None:
+    if name == "int64":
+        return _INT64
+    return _FLOAT32 if name == "float32" else None
+
+
+def _sizes(shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, (tuple, list)):
+        raise given.wrong("shape", f"must be sizes, got {given.shown(shape)}", "such as (2, 3)")
+    return tuple(given.whole(size, "shape") for size in shape)
+
+
+def _indices(given_indices: object, field: str) -> npt.NDArray[np.int64]:
+    try:
+        return np.ascontiguousarray(given_indices, dtype=np.int64).reshape(-1)
+    except (ValueError, TypeError, OverflowError):
+        says = f"must be whole numbers, got {given.shown(given_indices)}"
+        raise given.wrong(field, says) from None
+
+
 def _check_sizes(shape: tuple[int, ...]) -> None:
     """Refuse what no array can have, also where a size of 0 makes it an empty one."""
     if min(shape, default=0) < 0:
@@ -328,6 +351,8 @@ def _flat(data: Any, dtype: DType) -> npt.NDArray[Any]:
         array = np.asarray(data)
     except (ValueError, TypeError) as error:
         raise InvalidInputError("data: not a flat list of numbers", field="data") from error
+    if array.ndim == 0 and not isinstance(data, (np.ndarray, np.generic)):
+        raise given.wrong("data", f"must be an array of numbers, got {given.shown(data)}")
     if array.dtype != dtype:
         if array.size and array.dtype.kind not in ("i" if dtype == "int64" else "fi"):
             raise InvalidInputError(f"data: {array.dtype} is not {dtype}", field="data")

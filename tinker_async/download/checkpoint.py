@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import anyio
 
-from tinker_async.api.progress import Progress, check_least, check_timeout
-from tinker_async.api.retry import RetryPolicy
-from tinker_async.data.paths import CheckpointPath, parse_path
+from tinker_async.api.progress import Progress, check_timeout
+from tinker_async.api.retry import RetryPolicy, check_policy
+from tinker_async.data import given
+from tinker_async.data.paths import CheckpointPath, parse_sampler_path
 from tinker_async.download.records import DownloadedCheckpoint, Route, ShowProgress, Tally
 from tinker_async.errors import (
     APIStatusError,
@@ -72,11 +73,15 @@ async def download_checkpoint(
         retry: For the bytes; default the usual.
         timeout_s: For all of it; None is no limit.
     """
-    path = parse_path(tinker_path, field="tinker_path")
+    path = parse_sampler_path(tinker_path, field="tinker_path")
     target = _checked_target(to)
     check_timeout(timeout_s)
-    check_least(parallel, 1, field="parallel")
-    check_least(max_bytes, 1, field="max_bytes")
+    check_policy(retry)
+    given.whole(parallel, "parallel", least=1)
+    given.whole(max_bytes, "max_bytes", least=1)
+    given.flag(overwrite, "overwrite")
+    if progress is not None:
+        given.function(progress, "progress", "progress(DownloadProgress)")
     if route not in ("auto", "external", "archive"):
         raise InvalidInputError(
             f"route: {route!r} is no route", field="route", hint="auto, external or archive"
@@ -109,6 +114,7 @@ async def download_checkpoint(
 
 
 def _checked_target(to: str | os.PathLike[str]) -> Path:
+    given.path(to, "to")
     target = Path(os.path.abspath(to))  # noqa: PTH100  # `resolve` would follow a link at the target
     if not target.name or Path.cwd().is_relative_to(target):
         raise InvalidInputError(

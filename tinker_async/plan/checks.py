@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tinker_async.data import given
 from tinker_async.data.custom_loss import LossHandle
 from tinker_async.data.datum import Datum
 from tinker_async.data.media import ImageAssetPointerChunk, ImageChunk
@@ -63,9 +64,13 @@ def check_training_call(
         InvalidInputError: `field` says which argument, down to the datum and the key.
     """
     check_not_empty(data)
-    if not loss_fn:
-        raise InvalidInputError("loss_fn is empty", field="loss_fn")
-    _check_config(loss_fn, loss_fn_config or {})
+    if not isinstance(loss_fn, str) or not loss_fn:
+        raise InvalidInputError(
+            f"loss_fn: must be the name of a loss, got {given.shown(loss_fn)}",
+            field="loss_fn",
+            hint="such as cross_entropy; a loss of your own goes to forward_backward_custom",
+        )
+    _check_config(loss_fn, {} if loss_fn_config is None else loss_fn_config)
     required = _REQUIRED.get(loss_fn, ())
     if _surely_sound(data, required, longest or sys.maxsize):
         return
@@ -227,7 +232,14 @@ def _all_finite(block: list[npt.NDArray[Any]]) -> bool:
 
 def _check_config(loss_fn: str, config: Mapping[str, float | str]) -> None:
     known = _CONFIG_KEYS.get(loss_fn)
+    if not isinstance(config, Mapping):
+        raise given.wrong(
+            "loss_fn_config",
+            f"must be settings by name, got {given.shown(config)}",
+            'the form is {"clip_low_threshold": 0.8}',
+        )
     for key, value in config.items():
+        given.text(key, "loss_fn_config")
         field = f"loss_fn_config[{key!r}]"
         if known is not None and key not in known:
             raise InvalidInputError(

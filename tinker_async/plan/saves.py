@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tinker_async.data import given
 from tinker_async.errors import InvalidInputError
 
 _SHORTEST_TTL_S = 3600
@@ -19,7 +20,7 @@ def check_save(name: str, ttl_seconds: int | None, user_metadata: Mapping[str, s
     Raises:
         InvalidInputError: It cannot be right.
     """
-    if not isinstance(name, str) or not name or "/" in name:
+    if not isinstance(name, str) or not name or "/" in name or not name.isprintable():
         raise InvalidInputError(
             f"name: {name!r} cannot name a checkpoint",
             field="name",
@@ -33,12 +34,7 @@ def check_save(name: str, ttl_seconds: int | None, user_metadata: Mapping[str, s
             f"got {ttl_seconds!r}",
             field="ttl_seconds",
         )
-    for key, value in (user_metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidInputError(
-                f"user_metadata: keys and values are texts, got {key!r}: {value!r}",
-                field=f"user_metadata[{key!r}]",
-            )
+    given.texts(user_metadata, "user_metadata")
 
 
 def check_recipients(recipients: Sequence[str] | None) -> None:
@@ -48,8 +44,10 @@ def check_recipients(recipients: Sequence[str] | None) -> None:
         InvalidInputError: Too many, or one is no public key.
     """
     field = "age_encryption_recipients"
-    if isinstance(recipients, str):
-        raise InvalidInputError(f"{field}: must be a list of keys, got a text", field=field)
+    if recipients is not None and not isinstance(recipients, (list, tuple)):
+        raise InvalidInputError(
+            f"{field}: must be a list of keys, got {type(recipients).__name__}", field=field
+        )
     if recipients is not None and len(recipients) > _MOST_RECIPIENTS:
         raise InvalidInputError(
             f"{field}: {len(recipients)} keys, but {_MOST_RECIPIENTS} are the most", field=field

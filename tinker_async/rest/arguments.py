@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 
-from tinker_async.data.paths import CheckpointPath, CheckpointType, parse_path
+from tinker_async.credentials.secret import Secret
+from tinker_async.credentials.tokens import is_token
+from tinker_async.data.paths import (
+    CheckpointPath,
+    CheckpointType,
+    parse_path,
+    parse_sampler_path,
+)
 from tinker_async.errors import InvalidInputError
 
 SHORTEST_TTL_S = 3600
@@ -44,6 +51,14 @@ def path(
     parsed = parse_path(value, expect=expect, field=field)
     if not parsed.training_run_id.strip():
         raise _wrong(field, f"{_shown(value)} names no training run", _PATH_FORM)
+    return parsed
+
+
+def archived_path(value: str) -> CheckpointPath:
+    """Return the path of a checkpoint, of a sampler also in the form that leaves out its kind."""
+    parsed = parse_sampler_path(value, field="tinker_path")
+    if not parsed.training_run_id.strip():
+        raise _wrong("tinker_path", f"{_shown(value)} names no training run", _PATH_FORM)
     return parsed
 
 
@@ -102,6 +117,21 @@ def access_token(value: str | None) -> None:
     sound = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
     if value is not None and not (sound and value):
         raise _wrong("weights_access_token", "it has characters that no token has, or none at all")
+
+
+def api_key(value: str | None) -> Secret | None:
+    """Return an API key, which no error shows; None is none."""
+    if value is None:
+        return None
+    sound = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
+    if not (sound and value):
+        raise _wrong("api_key", "it has characters that no key has, or none at all", _KEY_FORM)
+    if is_token(value):
+        raise _wrong("api_key", "it is a token (a JWT), not an API key", _KEY_FORM)
+    return Secret(value)
+
+
+_KEY_FORM = "the form is tml-..."
 
 
 def text(value: str | None, field: str) -> None:

@@ -5,6 +5,8 @@ The rule: every call is within its own time; an iterator's time is that of each 
 
 from __future__ import annotations
 
+from functools import partial
+
 from tinker_async.api.calls import Caller, Endpoint
 from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
 from tinker_async.api.retry import RetryPolicy
@@ -43,15 +45,23 @@ class Asking:
                 attempt of this call, whose answer was lost, may have been it.
         """
         progress = Progress(operation)
+        work = partial(self._told, endpoint, body, retry, progress, already)
+        await within(self._caller.limit_of(timeout, retry), progress, work)
+
+    async def _told(
+        self,
+        endpoint: Endpoint,
+        body: object,
+        policy: RetryPolicy | None,
+        progress: Progress,
+        already: type[APIStatusError] | None,
+    ) -> None:
+        """As `_tell`, within the time of a call that has more to do."""
         buffers = () if body is None else (wire_json.encode(body),)
-
-        async def work() -> None:
-            try:
-                await self._caller.call(endpoint, buffers, policy=retry, progress=progress)
-            except APIStatusError as error:
-                if already is None or not isinstance(error, already):
-                    raise
-                if not error.delivery_in_doubt:
-                    raise
-
-        await within(self._caller.limit_of(timeout), progress, work)
+        try:
+            await self._caller.call(endpoint, buffers, policy=policy, progress=progress)
+        except APIStatusError as error:
+            if already is None or not isinstance(error, already):
+                raise
+            if not error.delivery_in_doubt:
+                raise

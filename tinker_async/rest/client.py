@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from tinker_async.api.connecting import open_caller, opened_transport
+from tinker_async.api.connecting import (
+    call_options,
+    check_transport,
+    open_caller,
+    opened_transport,
+)
 from tinker_async.api.handshake import ask_limits
-from tinker_async.api.progress import check_least, check_timeout
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.config import resolve_config
-from tinker_async.events import EventHook, Events
+from tinker_async.events import EventHook
 from tinker_async.rest.account import AccountCalls
 from tinker_async.rest.checkpoints import CheckpointCalls
 from tinker_async.rest.downloads import DownloadCalls
@@ -22,6 +26,9 @@ from tinker_async.rest.sessions import SessionCalls
 if TYPE_CHECKING:
     import ssl
 
+    from tinker_async.api.calls import Caller
+    from tinker_async.background.telemetry import Telemetry
+
 
 class RestClient(RunCalls, CheckpointCalls, DownloadCalls, SessionCalls, AccountCalls):
     """Reading and managing what is on the server: `Session.rest`, or `connect` without a session.
@@ -30,6 +37,10 @@ class RestClient(RunCalls, CheckpointCalls, DownloadCalls, SessionCalls, Account
     and `retry` (a policy of its own). Arguments are checked before anything is sent
     (`InvalidInputError`). Beside each iterator `..._page` gives a page as the server does.
     """
+
+    def __init__(self, caller: Caller, telemetry: Telemetry | None = None) -> None:
+        super().__init__(caller)
+        self._telemetry = telemetry
 
     @classmethod
     def connect(
@@ -41,6 +52,7 @@ class RestClient(RunCalls, CheckpointCalls, DownloadCalls, SessionCalls, Account
         headers: Mapping[str, str] | None = None,
         proxy: str | Literal[False] | None = None,
         ca_bundle: str | PathLike[str] | None = None,
+        telemetry: bool | None = None,
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
         on_event: EventHook | None = None,
@@ -61,6 +73,7 @@ class RestClient(RunCalls, CheckpointCalls, DownloadCalls, SessionCalls, Account
             headers: Of every request, besides our own.
             proxy: The proxy's URL; False for none.
             ca_bundle: File or folder of certificate authorities.
+            telemetry: Whether the service is told of what goes wrong.
             retry: When to repeat failed requests.
             timeout: Seconds that a call may take that says nothing of its own.
             on_event: Called with each event.
@@ -70,7 +83,7 @@ class RestClient(RunCalls, CheckpointCalls, DownloadCalls, SessionCalls, Account
             ssl_context: For https with a private certificate authority.
 
         Raises:
-            ConfigError: At once, if key or URL are missing or malformed.
+            ConfigError, InvalidInputError: At once, if a setting is missing or malformed.
             ConnectError, AuthenticationError, ...: When entered.
         """
         config = resolve_config(
@@ -80,14 +93,16 @@ class RestClient(RunCalls, CheckpointCalls, DownloadCalls, SessionCalls, Account
             headers=headers,
             proxy=proxy,
             ca_bundle=ca_bundle,
+            telemetry=telemetry,
         )
-        options: dict[str, Any] = {
-            "policy": retry,
-            "events": Events(on_event),
-            "timeout_s": check_timeout(timeout),
-            "silence_limit_s": check_timeout(silence_limit_s, field="silence_limit_s"),
-            "billing_pause_s": check_least(billing_pause_s, 0, field="billing_pause_s"),
-        }
+        options = call_options(
+            retry=retry,
+            timeout=timeout,
+            on_event=on_event,
+            silence_limit_s=silence_limit_s,
+            billing_pause_s=billing_pause_s,
+        )
+        check_transport(http2, ssl_context)
 
         @asynccontextmanager
         async def connected() -> AsyncIterator[RestClient]:
@@ -96,9 +111,23 @@ class RestClient(RunCalls, CheckpointCalls, DownloadCalls, SessionCalls, Account
                 open_caller(config, transport=transport, **options) as caller,
             ):
                 await ask_limits(caller)
-                yield cls(caller)
+                async with _telling(caller) if config.telemetry else nullcontext() as told:
+                    yield cls(caller, told)
 
         return connected()
 
+    @property
+    def telemetry(self) -> Telemetry | None:
+        """What tells the service how things go, to log events of your own; None if off."""
+        return self._telemetry
+
     def __repr__(self) -> str:
         return f"<RestClient of {self._caller.config.base_url}>"
+
+
+def _telling(caller: Caller) -> AbstractAsyncContextManager[Telemetry]:
+    from tinker_async.background.telemetry import (  # noqa: PLC0415  # it is off by default
+        telemetry_without_session,
+    )
+
+    return telemetry_without_session(caller)

@@ -78,5 +78,5 @@ class DownloadCalls(WeightsCalls):
             parallel=parallel,
             max_bytes=max_bytes,
             retry=retry or self._caller.policy,
-            timeout_s=self._caller.limit_of(timeout),
+            timeout_s=self._caller.limit_of(timeout, retry),
         )

@@ -245,7 +245,7 @@ class SessionCalls(Asking):
                     return _address(found.url, endpoint.path)
                 await anyio.sleep(_TRACE_POLL_S)
 
-        return await within(self._caller.limit_of(timeout), progress, work)
+        return await within(self._caller.limit_of(timeout, retry), progress, work)
 
 
 def _trace_error(session_id: str, reason: str | None) -> RequestFailedError:

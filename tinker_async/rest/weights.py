@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 
 from tinker_async.api import endpoints
 from tinker_async.api.calls import Endpoint
+from tinker_async.api.features import says_no_endpoint
 from tinker_async.api.progress import DEFAULT, Progress, Timeout, within
 from tinker_async.api.retry import RetryPolicy
 from tinker_async.data.records import (
@@ -14,7 +16,7 @@ from tinker_async.data.records import (
     ExternalWeightsUrlsResponse,
     WeightsInfoResponse,
 )
-from tinker_async.errors import InvalidInputError, ResponseError
+from tinker_async.errors import InvalidInputError, NotFoundError, ResponseError
 from tinker_async.rest import arguments
 from tinker_async.rest.asking import Asking
 from tinker_async.transport import Response
@@ -84,7 +86,9 @@ class WeightsCalls(Asking):
         arguments.path(path, "path")
         arguments.ttl_seconds(ttl_seconds)
         arguments.access_token(weights_access_token)
-        project = destination_project_id or self._caller.config.project_id
+        project = destination_project_id
+        if project is None or project == "":
+            project = self._caller.config.project_id
         if project is None:
             raise InvalidInputError(
                 "destination_project_id: there is no project to copy to",
@@ -138,21 +142,40 @@ class WeightsCalls(Asking):
         """Return the signed address of a checkpoint's tar archive.
 
         Servers that speak the protocol of the official 0.38 have none: see
-        `get_external_weights_urls`. While the archive is built (503) the request is repeated.
+        `get_external_weights_urls`. While the archive is built (503) the request is repeated. Some
+        servers have archives of samplers alone, under the bare name: that is tried next.
 
         Raises:
             InvalidInputError: Not a checkpoint's path.
             NotFoundError: There is no such checkpoint, or no archive of it.
         """
-        path = arguments.path(tinker_path)
-        endpoint = endpoints.checkpoint_archive(path.training_run_id, path.checkpoint_id)
+        path = arguments.archived_path(tinker_path)
         progress = Progress("get_checkpoint_archive_url")
 
-        async def work() -> CheckpointArchiveUrlResponse:
+        async def ask(checkpoint_id: str) -> CheckpointArchiveUrlResponse:
+            endpoint = endpoints.checkpoint_archive(path.training_run_id, checkpoint_id)
             response = await self._caller.call(endpoint, policy=retry, progress=progress)
             return _archive_of(response, endpoint)
 
-        return await within(self._caller.limit_of(timeout), progress, work)
+        async def work() -> CheckpointArchiveUrlResponse:
+            try:
+                return await ask(path.checkpoint_id)
+            except NotFoundError as error:
+                if path.checkpoint_type != "sampler" or not says_no_endpoint(error):
+                    raise
+                return await _or(error, ask(path.name))
+
+        return await within(self._caller.limit_of(timeout, retry), progress, work)
+
+
+async def _or(
+    first: NotFoundError, second: Awaitable[CheckpointArchiveUrlResponse]
+) -> CheckpointArchiveUrlResponse:
+    """Return what the second attempt gives; if there is no such endpoint either, the first counts."""
+    try:
+        return await second
+    except NotFoundError as error:
+        raise first if says_no_endpoint(error) else error from None
 
 
 def _archive_of(response: Response, endpoint: Endpoint) -> CheckpointArchiveUrlResponse:

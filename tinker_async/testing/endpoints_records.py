@@ -150,10 +150,37 @@ def _copied(state: State, source: CheckpointRecord) -> CheckpointRecord:
 
 def archive(state: State, call: Call) -> Answer:
     """Name the place of a checkpoint's tar archive."""
+    if state.settings.archives == "bare":
+        raise Refusal(404, "Not Found")
     record = _checkpoint(state, call)
+    if state.settings.archives == "file":
+        return _found(f"file:///checkpoints/{record.path.training_run_id}/{record.path.name}.tar")
+    return _found(_address(call, record, "archive.tar"))
+
+
+def bare_archive(state: State, call: Call) -> Answer:
+    """Name the place of a sampler's archive, by its bare name: of some servers alone."""
+    record = _bare(state, call)
+    run_id, name = record.path.training_run_id, record.path.name
+    return _found(f"{_origin(call)}training_runs/{run_id}/checkpoints/{name}/download")
+
+
+def bare_download(state: State, call: Call) -> Answer:
+    """Send a sampler's archive as a whole."""
+    return Answer(200, _tar(_files(_bare(state, call))), b"application/octet-stream")
+
+
+def _bare(state: State, call: Call) -> CheckpointRecord:
+    if state.settings.archives != "bare":
+        raise Refusal(404, "Not Found")
+    run_id, name = call.ids
+    return state.checkpoint(str(CheckpointPath(run_id, "sampler_weights", name)))
+
+
+def _found(place: str) -> Answer:
     expires = datetime.now(UTC) + _ADDRESS_LASTS
     headers = (
-        (b"location", _address(call, record, "archive.tar").encode()),
+        (b"location", place.encode()),
         (b"expires", expires.strftime("%a, %d %b %Y %H:%M:%S GMT").encode()),
     )
     return Answer(302, headers=headers)
@@ -219,10 +246,13 @@ def _tar(files: dict[str, bytes]) -> bytes:
 
 
 def _address(call: Call, record: CheckpointRecord, name: str) -> str:
-    host = call.headers.get(b"host") or call.headers.get(b":authority") or b"fake.invalid"
     path = record.path
-    where = f"files/{path.training_run_id}/{path.kind}/{path.name}/{name}"
-    return f"http://{host.decode('latin-1')}/api/v1/{where}"
+    return f"{_origin(call)}files/{path.training_run_id}/{path.kind}/{path.name}/{name}"
+
+
+def _origin(call: Call) -> str:
+    host = call.headers.get(b"host") or call.headers.get(b":authority") or b"fake.invalid"
+    return f"http://{host.decode('latin-1')}/api/v1/"
 
 
 def _run(state: State, call: Call) -> Run:
@@ -255,6 +285,8 @@ ROUTES = (
     Route("publish", "DELETE", _ONE + "/publish", publish),
     Route("ttl", "PUT", _ONE + "/ttl", set_ttl),
     Route("archive", "GET", _ONE + "/archive", archive),
+    Route("bare_archive", "GET", "training_runs/{}/checkpoints/{}/archive", bare_archive),
+    Route("bare_download", "GET", "training_runs/{}/checkpoints/{}/download", bare_download),
     Route("external_weights_urls", "GET", _ONE + "/external_weights_urls", external_weights_urls),
     Route("copy_weights", "POST", "copy_weights", copy_weights),
     Route("file", "GET", "files/{}/{}/{}/{}", file),

@@ -141,6 +141,7 @@ class Exchange:
             marker = (b"www-authenticate", b'Bearer error="invalid_token"')
             return refused(401, "the token has expired or was revoked", (marker,))
         is_key = key is None or hmac.compare_digest(given, key.encode())
+        is_key = is_key and given not in self._state.revoked_keys
         has_address = self.entry.endpoint == "file"  # the signed address is the permission
         if not is_key and not has_address and not self._state.tokens.knows(given):
             return refused(401, "the X-API-Key header is missing or wrong")

@@ -17,6 +17,10 @@ Fields = Mapping[str, frozenset[str]]
 """By endpoint, or by endpoint and field (`optim_step.adam_params`), the fields that are known."""
 
 
+Archives = Literal["signed", "bare", "file"]
+"""Where archives are: at a signed address; of samplers alone, by the bare name; or in a folder."""
+
+
 class Likeness(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What is different about a kind of server."""
 
@@ -64,6 +68,7 @@ class Likeness(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     scores_first_token: bool = True
     """Whether prompt log-probs have an entry (null) for the first token."""
     bare_checkpoint_ids: bool = False
+    archives: Archives = "signed"
     sampler_paths_without_kind: bool = False
     idle_s: float | None = None
     """Idle HTTP/1.1 connections are closed after so long, in seconds."""
@@ -80,7 +85,8 @@ _RECENT = frozenset({
     "client/dynamic_config", "finish", "ttl", "session_project", "search_sessions",
     "trace_export", "copy_weights", "save_weights_external", "external_weights_urls",
     "retrieve_futures", "cancel_future", "join_sampling_session", "create_custom_loss",
-    "billing_usage", "storage_usage", "audit", "auth/apikey/me", "tokenizer", "file",
+    "billing_usage", "storage_usage", "audit", "auth/apikey/me", "revoke_api_key", "tokenizer",
+    "file",
 })  # fmt: skip
 """What no server but the service has."""
 
@@ -113,6 +119,7 @@ SKYRL_0_3 = Likeness(
     metrics="none",
     scores_first_token=False,
     bare_checkpoint_ids=True,
+    archives="bare",
     sampler_paths_without_kind=True,
     idle_s=5.0,
 )  # fmt: skip
@@ -160,6 +167,7 @@ TUFT_0_2 = Likeness(
     failures={"user": 400, "server": 422, "unknown": 409},
     strict_order=True,
     bare_checkpoint_ids=True,
+    archives="file",
     idle_s=5.0,
 )
 """TuFT 0.2.2, whose bodies are those of the official client 0.25."""

@@ -97,6 +97,7 @@ class FakeService:
             config=config or ClientConfigResponse(parallel_fwdbwd_chunks=True),
             inline_bytes=inline_bytes,
             token_lifetime_s=token_lifetime_s,
+            archives="signed" if likeness is None else likeness.archives,
             make_id=usual_id if self.disguise is None else self.disguise.make_id,
         )
         self.base_model = settings.base_models[0]

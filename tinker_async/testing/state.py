@@ -23,6 +23,7 @@ from tinker_async.testing.answers import Refusal
 from tinker_async.testing.completions import Completions
 from tinker_async.testing.faults import Corrupts, Fault, OperationFails
 from tinker_async.testing.ledger import Executed, Ledger
+from tinker_async.testing.likeness import Archives
 from tinker_async.testing.promises import Kind, Promise, PromiseBook
 from tinker_async.testing.tokens import TokenBook
 from tinker_async.testing.toy_model import ToyModel, ToyState, ToyWeights
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     config: ClientConfigResponse
     inline_bytes: int | None
     token_lifetime_s: float | None
+    archives: Archives = "signed"
     make_id: MakeId = usual_id
     """From kind, the usual id, session and number to an id."""
 
@@ -180,6 +182,8 @@ class State:
         self.switches = switches
         """What `client/dynamic_config` answers."""
         self.tokens = TokenBook()
+        self.revoked_keys: set[bytes] = set()
+        """Keys that were ended by a request."""
         self.sessions: dict[str, SessionRecord] = {}
         self.models: dict[str, Model] = {}
         self.samplers: dict[str, Sampler] = {}

@@ -21,6 +21,7 @@ from docs.markdown import ROOT
 
 import tinker_async
 from tinker_async.api.calls import Endpoint
+from tinker_async.credentials.secret import Secret
 from tinker_async.local.server.app import ROUTES
 
 PACKAGE = Path(tinker_async.__file__).parent
@@ -30,6 +31,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "str | None": ("X", None),
     "int": (1,),
     "bool": (True, False),
+    "Secret": (Secret("X"),),
 }
 """Arguments for the functions that make endpoints, by annotation."""
 
