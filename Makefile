@@ -12,6 +12,8 @@ OFFICIAL ?= .venv-official
 
 RIVALS := skyrl tuft official-0.24.1 official-0.25.0
 
+COMPARED := test_weights_and_tokens_are_those_that_transformers_reads
+
 COMPAT := compat-0.4.1 compat-0.16.1 compat-0.24.1 compat-0.25.0
 
 .PHONY: demo test test-fast test-compat check bench rivals fuzz soak clean
@@ -22,9 +24,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# Official clients of other ages against our servers, each in its own small environment.
+# Official clients of other ages against our servers, each in its own small environment; and the
+# real model's weights against transformers' own reading of its file.
 test-compat: $(COMPAT:%=.venv-%/.ready)
-	COMPAT_REQUIRED=1 $(BIN)/python -m pytest tests/compat
+	COMPAT_REQUIRED=1 $(BIN)/python -m pytest tests/compat tests/models/test_smollm2.py::$(COMPARED)
 
 .venv-compat-%/.ready: benchmarks/rivals/environments.py | $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rivals.environments compat-$*
@@ -43,9 +46,11 @@ fuzz: $(VENV)/.dev
 	FUZZ_FACTOR=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -n auto
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz -n auto
 
-# Minutes of a training program with faults and a server that restarts; `make test` has a small one.
+# Minutes of a training program with faults and a server that restarts, then fifty kills of the
+# embedded one; `make test` has small ones.
 soak: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
+	CRASH_LIVES=50 $(BIN)/python -m pytest tests/crash/test_kills.py
 
 bench: $(VENV)/.dev $(OFFICIAL)/.ready
 	-$(MAKE) -k rivals

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -15,9 +14,14 @@ from pathlib import Path
 
 import pytest
 from docs.markdown import ROOT, blocks, pages
+from server.processes import start_server
 
 COMMAND_LINE = ROOT / "docs" / "how-to" / "command-line.md"
-PROGRAMS = [page for page in pages() if blocks(page, "python") and page != COMMAND_LINE]
+RUNBOOK = ROOT / "docs" / "how-to" / "durable-training.md"
+"""Its program is run by `test_runbook.py`."""
+PROGRAMS = [
+    page for page in pages() if blocks(page, "python") and page not in (COMMAND_LINE, RUNBOOK)
+]
 SHELL = ("sh", "bash", "console", "shell")
 OTHER_PROGRAMS = {"cd", "curl", "cut", "git", "jq", "ls"}
 """Commands that are not ours to check."""
@@ -27,20 +31,24 @@ LINK = re.compile(r"\[[^\]]+\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The embedded engine with the tiny model, as the environment names a server."""
-    folder = tmp_path_factory.mktemp("engine")
-    command = [sys.executable, "-m", "tinker_async.cli", "serve", "--model", "tiny-llama"]
-    command += ["--data-dir", str(folder), "--threads", "1", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
-        yield {"TINKER_BASE_URL": ready["url"], "TINKER_API_KEY": ready["api_key"]}
-        process.terminate()
-        assert process.wait(timeout=60) == 0
+    with start_server(tmp_path_factory.mktemp("engine")) as running:
+        yield environment_of(running.url, running.api_key)
+        assert running.stop() == 0
+
+
+def environment_of(url: str, api_key: str) -> dict[str, str]:
+    """Return what names a server to a client."""
+    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": api_key}
 
 
 @pytest.mark.parametrize("page", PROGRAMS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_programs_of_a_page_run(page: Path, server: dict[str, str], tmp_path: Path) -> None:
     """All Python blocks in order, as one program, with no other server than the tiny one."""
+    run_program(page, server, tmp_path)
+
+
+def run_program(page: Path, server: dict[str, str], tmp_path: Path) -> str:
+    """Run a page's program in a folder; return what it printed."""
     runner = Path(__file__).with_name("run_page.py")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -55,11 +63,12 @@ def test_the_programs_of_a_page_run(page: Path, server: dict[str, str], tmp_path
 
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
+    return done.stdout
 
 
 def test_the_examples_of_the_command_line_run(server: dict[str, str], tmp_path: Path) -> None:
     """Its page's program, then its `sh` blocks in order, as one script, with the tiny server."""
-    test_the_programs_of_a_page_run(COMMAND_LINE, server, tmp_path)
+    run_program(COMMAND_LINE, server, tmp_path)
     script = "\n".join(block.text for block in blocks(COMMAND_LINE, "sh"))
     program = tmp_path / "bin" / "tinker-async"
     program.parent.mkdir()

@@ -22,7 +22,10 @@ def children(parent: int | None = None) -> set[int]:
     }
 
 
-@pytest.mark.parametrize("way", ["return", "cancellation"])
+@pytest.mark.parametrize(
+    ("anyio_backend", "way"),
+    [("asyncio", "cancellation"), ("trio", "cancellation"), ("trio", "return")],
+)
 async def test_no_process_is_left_whichever_way_the_block_is_left(way: str) -> None:
     """Ended and reaped when the block has been left."""
     before = children()
@@ -40,6 +43,7 @@ async def test_no_process_is_left_whichever_way_the_block_is_left(way: str) -> N
     assert before == children()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_an_engine_that_dies_ends_the_block_with_the_reason() -> None:
     """Not a hang, and no minutes of retries."""
     before = children()
@@ -93,7 +97,7 @@ def test_ctrl_c_leaves_nothing(backend: str) -> None:
 
 
 def test_a_killed_program_takes_its_engine_along() -> None:
-    """SIGKILL leaves no time to clean up; the engine notices by its standard input."""
+    """SIGKILL leaves no time to clean up; the engine notices that its standard input has ended."""
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT.replace("BACKEND", "asyncio")],
         stdout=subprocess.PIPE,

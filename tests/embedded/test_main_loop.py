@@ -277,13 +277,14 @@ async def test_what_the_server_does_not_have_is_named(engine: Engine) -> None:
             await sampler.sample(ModelInput.from_ints([1]), SamplingParams(max_tokens=1))
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_two_thousand_samples_at_once_are_all_answered(engine: Engine) -> None:
     """Each once, over few connections; nothing stays open or in line."""
     answers: dict[int, list[int]] = {}
 
     async def one(sampler: Any, index: int) -> None:
         response = await sampler.sample(
-            ModelInput.from_ints([index % 256]), SamplingParams(max_tokens=2, seed=index, stop=[])
+            ModelInput.from_ints([index % 256]), SamplingParams(max_tokens=1, seed=index, stop=[])
         )
         answers[index] = response.sequences[0].tokens.tolist()
 
@@ -296,7 +297,7 @@ async def test_two_thousand_samples_at_once_are_all_answered(engine: Engine) -> 
             statistics = session.statistics()
 
     assert len(answers) == 2000
-    assert {2} == {len(tokens) for tokens in answers.values()}
+    assert {1} == {len(tokens) for tokens in answers.values()}
     assert statistics.transport.connections <= 64
     assert (
         statistics.sampling.samples.in_use,

@@ -234,6 +234,7 @@ def _remove(path: Path) -> None:
         ),
     ],
 )
+@pytest.mark.parametrize("model_folder", ["tiny-llama"], indirect=True)
 def test_a_damaged_checkpoint_is_refused_and_changes_nothing(
     base: BaseModel, tmp_path: Path, file: str, damage: object
 ) -> None:

@@ -80,7 +80,9 @@ def test_dro_keeps_its_quadratic_term_on_prompt_positions() -> None:
 @pytest.mark.parametrize(
     ("name", "config", "field", "says"),
     [
-        ("stable_reinforce", {}, "loss_fn", "cispo, cross_entropy, dro, gspo, importance_sampling"),
+        ("no_such_loss", {}, "loss_fn", "cispo, cross_entropy, dro, gspo, importance_sampling"),
+        ("stable_reinforce", {}, "loss_fn", "is not published, so that this server cannot do it"),
+        ("stable_reinforce", {}, "loss_fn", "take ppo, cispo or gspo, or upload a loss"),
         ("ppo", {"epsilon": 0.2}, "loss_fn_config['epsilon']", "clip_low_threshold"),
         ("cross_entropy", {"beta": 1}, "loss_fn_config['beta']", "no settings"),
         ("dro", {"beta": "big"}, "loss_fn_config['beta']", "'big'"),

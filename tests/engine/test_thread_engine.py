@@ -248,6 +248,55 @@ def test_a_sample_waits_for_one_micro_batch_at_most(desk: Desk) -> None:
     assert "training" not in desk.answers
 
 
+def test_a_sample_that_finds_the_batch_full_waits_for_room(desk: Desk) -> None:
+    """Not while it has only not been looked at, and not once it has begun."""
+    late, later = sample(1, key="late"), sample(1, key="later")
+    many = sample(20, num_samples=5, key="many")
+    desk.submit("many", many)
+    desk.submit("late", late)
+    assert desk.engine.waits_for_room(late) is None
+    for _ in range(2):  # the prompt of the many is read, then they fill all rows
+        desk.engine.turn()
+    desk.submit("later", later)
+    says = "4 samples are being drawn, as many as have room at once"
+    assert [None, says, says] == [desk.engine.waits_for_room(job) for job in (many, late, later)]
+    desk.engine.cancel("later")
+    assert desk.engine.waits_for_room(later) is None
+    while "many" not in desk.answers:
+        desk.engine.turn()
+    desk.engine.turn()
+    assert desk.engine.waits_for_room(late) is None
+    assert isinstance(desk.finish()["late"], SampleResponse)
+
+
+def test_a_short_queue_is_no_want_of_room(desk: Desk) -> None:
+    """Prompts that are read one step later wait for their turn only."""
+    waiting = [sample(3, key=str(number)) for number in range(3)]
+    desk.submit("pair", sample(3, num_samples=2))  # those behind it wait until both have begun
+    for job in waiting:
+        desk.submit(job.key, job)
+    while desk.engine.has_work:
+        full = desk.engine.rows_active == 4
+        assert full or not any(desk.engine.waits_for_room(job) for job in waiting)
+        desk.engine.turn()
+
+
+def test_a_training_job_waits_for_room_while_another_is_under_way(desk: Desk) -> None:
+    """The engine does them one at a time; the one that is under way does not wait."""
+    first, second = training(), training(forward_only=True)
+    desk.submit("first", first)
+    desk.submit("second", second)
+    assert [None, None] == [desk.engine.waits_for_room(job) for job in (first, second)]
+    desk.engine.turn()
+    assert desk.engine.waits_for_room(first) is None
+    assert "one at a time" in str(desk.engine.waits_for_room(second))
+    while "first" not in desk.answers:
+        desk.engine.turn()
+    desk.engine.turn()
+    assert desk.engine.waits_for_room(second) is None
+    desk.finish()
+
+
 def test_training_jobs_keep_their_order(desk: Desk) -> None:
     """First submitted, first answered; also across models and kinds."""
     desk.submit("a", training())

@@ -20,6 +20,7 @@ from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine import training
 from tinker_async.local.engine.base import BaseModel
 from tinker_async.local.engine.batches import micro_batches, read_rows
+from tinker_async.local.engine.failures import ModelLostError
 from tinker_async.local.engine.losses import make_loss
 from tinker_async.local.engine.training import TrainedModel, forward_backward, optim_step
 
@@ -314,6 +315,30 @@ def test_optim_step_equals_torch_adamw(base: BaseModel, adam: AdamParams) -> Non
     """
     for fused in (True, False):
         _check_against_adamw(base, adam, fused=fused)
+
+
+def test_a_step_that_fails_half_way_says_that_the_model_is_lost(base: BaseModel) -> None:
+    """What fails before any weight is changed is only that failure, and can be done again."""
+    model = shaken(base)
+    train(base, model, sft_data(LENGTHS))
+    before, kernel = weights(model), model.optimizer.step
+
+    def no_memory() -> None:
+        raise MemoryError("no room")
+
+    def half_way(adam: AdamParams) -> None:
+        kernel(adam)
+        raise RuntimeError("why")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.optimizer, "prepare", no_memory)
+        with pytest.raises(MemoryError):
+            optim_step(model, AdamParams())
+    assert same_bits(before, weights(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.optimizer, "step", half_way)
+        with pytest.raises(ModelLostError, match="failed half-way: why"):
+            optim_step(model, AdamParams())
 
 
 def _check_against_adamw(base: BaseModel, adam: AdamParams, *, fused: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,17 @@ from tinker_async.data.datum import Datum
 from tinker_async.data.model_input import ModelInput
 from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine.base import BaseModel
+from tinker_async.local.tiny import build_tiny
 
 FOUR = [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One architecture is enough: what is looked at here comes before the layers, or after them."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    build_tiny("tiny-llama", folder)
+    return folder
 
 
 def floats(*values: float) -> np.ndarray[Any, Any]:
@@ -131,7 +141,7 @@ def test_no_data_is_refused(base: BaseModel) -> None:
 def test_an_unknown_loss_is_refused(base: BaseModel) -> None:
     """The names of all losses are in the message."""
     with pytest.raises(InvalidInputError, match="importance_sampling") as caught:
-        train(base, shaken(base), sft_data([3]), "stable_reinforce")
+        train(base, shaken(base), sft_data([3]), "no_such_loss")
     assert "loss_fn" == caught.value.field
 
 

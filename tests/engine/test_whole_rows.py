@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,19 @@ from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine.base import BaseModel
 from tinker_async.local.engine.jobs import CustomLoss
 from tinker_async.local.engine.training import TrainedModel, forward_backward
+from tinker_async.local.tiny import build_tiny
 from tinker_async.loss_tracing import trace_loss
 
 LENGTHS = (5, 17, 3, 9)
 WIDE: dict[str, Any] = {"clip_low_threshold": 0.0, "clip_high_threshold": 1e6}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One architecture is enough: what is looked at here comes before the layers, or after them."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    build_tiny("tiny-llama", folder)
+    return folder
 
 
 def gradients(model: TrainedModel) -> dict[str, torch.Tensor]:

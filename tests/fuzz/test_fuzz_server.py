@@ -30,8 +30,8 @@ from server.desk import (
 from server.engine_double import CARD, QuickEngine
 
 from tinker_async.local.server.hosting import Site, bind, host
+from tinker_async.local.server.limits import Limits
 from tinker_async.local.server.ownership import lock_folder
-from tinker_async.local.server.service import Limits
 
 pytestmark = pytest.mark.parametrize(
     "anyio_backend", [("asyncio", {}), ("trio", {})], ids=["asyncio", "trio"]

@@ -19,9 +19,10 @@ from tinker_async.data.datum import Datum
 from tinker_async.data.model_input import ModelInput
 from tinker_async.local.server.app import PREFIX, make_app
 from tinker_async.local.server.folders import Folders
+from tinker_async.local.server.limits import Limits
 from tinker_async.local.server.ownership import lock_folder
 from tinker_async.local.server.port import EnginePort
-from tinker_async.local.server.service import Limits, Service
+from tinker_async.local.server.service import Service
 from tinker_async.local.server.store import Store, now
 from tinker_async.wire.training import encode_forward_backward
 

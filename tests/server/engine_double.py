@@ -30,6 +30,8 @@ class HandEngine:
         self.waiting: list[tuple[Job, Done]] = []
         self.submitted: list[Job] = []
         self.cancelled: list[str] = []
+        self.crowded: str | None = None
+        """Why what waits has not begun, if it is for want of room."""
         self._news = anyio.Event()
 
     def submit(self, job: Job, done: Done) -> None:
@@ -51,6 +53,9 @@ class HandEngine:
 
     def cancel_sample(self, key: str) -> None:
         self.cancelled.append(key)
+
+    def waits_for_room(self, job: Job) -> str | None:
+        return self.crowded if any(one is job for one, _ in self.waiting) else None
 
     def finish(self, result: Any = None) -> Job:
         """Answer the oldest waiting job."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from support.forks import Forked, zygote
 
 KEY = "tml-secret-of-the-tests"
 START_S = 120
@@ -25,7 +26,7 @@ class RunningServer:
     """A process of `tinker-async serve`, and one connection at a time to it."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], ready: dict[str, Any], data_dir: Path
+        self, process: subprocess.Popen[bytes] | Forked, ready: dict[str, Any], data_dir: Path
     ) -> None:
         self.process = process
         self.data_dir = data_dir
@@ -95,13 +96,18 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def start_server(data_dir: Path, *more: str, model: str = "tiny-llama") -> Iterator[RunningServer]:
-    """Start a process, wait until it is ready, and end it in any case."""
-    process = subprocess.Popen(
-        command(data_dir, "--json", *more, model=model),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-    )
+    """Start a process, wait until it is ready, and end it in any case.
+
+    Where there are forks it has torch already: what a start does is not looked at here.
+    """
+    line = command(data_dir, "--json", *more, model=model)
+    process: subprocess.Popen[bytes] | Forked
+    if hasattr(os, "fork"):
+        process = zygote(KEY).serve(line[line.index("serve") + 1 :])
+    else:
+        process = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+        )
     watchdog = threading.Timer(START_S, process.kill)
     watchdog.start()
     try:
@@ -112,6 +118,6 @@ def start_server(data_dir: Path, *more: str, model: str = "tiny-llama") -> Itera
     finally:
         watchdog.cancel()
         process.kill()
-        process.wait()
+        process.wait(STOP_S)
         if process.stdout is not None:
             process.stdout.close()

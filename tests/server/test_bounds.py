@@ -13,7 +13,7 @@ from server.desk import open_desk, sample_body, sampler, step_body, until
 from server.engine_double import HandEngine, QuickEngine
 
 from tinker_async.local.engine import jobs
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 
 async def test_bytes_that_wait_are_counted_over_all_queues(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import msgspec
 import pytest
 from server.desk import KEY
 from server.engine_double import QuickEngine
-from server.test_hosting import Hosted, hosted
+from server.hosted import Hosted, hosted
 
 from tinker_async.local.engine import jobs
 from tinker_async.local.engine.jobs import Job

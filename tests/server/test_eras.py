@@ -11,7 +11,7 @@ from server.engine_double import QuickEngine
 
 from tinker_async.local.engine.jobs import ForwardBackward, Sample
 from tinker_async.local.server.eras import sends_in_order
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 SESSION = {"tags": [], "user_metadata": {}, "sdk_version": "0"}
 DATUM = {

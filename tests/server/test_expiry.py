@@ -11,7 +11,7 @@ from server.desk import open_desk, until
 from server.engine_double import QuickEngine
 from server.saved import HandClock, listed, saved
 
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 
 async def test_a_checkpoint_is_gone_at_the_stated_time(tmp_path: Path) -> None:

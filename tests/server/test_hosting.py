@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +10,12 @@ import anyio
 import pytest
 from server.desk import KEY
 from server.engine_double import CARD, HandEngine, QuickEngine
+from server.hosted import hosted
 
 from tinker_async.errors import ConfigError
-from tinker_async.local.server.hosting import GRACE_S, Site, bind, host, url_of
+from tinker_async.local.server.hosting import GRACE_S, bind
 from tinker_async.transport import Request, Response, TrafficClass
 from tinker_async.transport.opening import OpenTransport, open_transport
-
-BOUND_S = 20.0
-
-
-class Hosted:
-    """A server in this loop, and a way to stop it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.stopping = anyio.Event()
-        self.stopped = anyio.Event()
-
-
-@asynccontextmanager
-async def hosted(data_dir: Path, engine: HandEngine) -> AsyncIterator[Hosted]:
-    listener = bind("127.0.0.1", 0)
-    server = Hosted(url_of(listener))
-    ready = anyio.Event()
-    site = Site(engine, CARD, data_dir, data_dir, KEY)
-
-    async def run() -> None:
-        await host(site, listener, stopping=server.stopping, ready=ready.set)
-        server.stopped.set()
-
-    with anyio.fail_after(BOUND_S):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run)
-            await ready.wait()
-            yield server
-            server.stopping.set()
 
 
 async def post(transport: OpenTransport, path: str, body: Any) -> Response:

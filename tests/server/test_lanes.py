@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
 
+from tinker_async.local.engine.failures import ModelLostError
 from tinker_async.local.server.lanes import Lane
 from tinker_async.local.server.promises import Promise
 from tinker_async.local.server.refusal import Refusal
@@ -22,14 +23,16 @@ class Work:
         self.lane = lane
         self.ran: list[Any] = []
 
-    def admit(self, seq_id: int | None, *, fails: bool = False, size_bytes: int = 0) -> Promise:
+    def admit(
+        self, seq_id: int | None, *, fails: Exception | None = None, size_bytes: int = 0
+    ) -> Promise:
         promise = Promise(f"r{seq_id}", "json", "s", "m")
 
         async def operation() -> Any:
             await anyio.lowlevel.checkpoint()
             self.ran.append(seq_id)
             if fails:
-                raise OSError("disk")
+                raise fails
             return seq_id
 
         self.lane.admit(seq_id, b"%d" % (seq_id or 0), promise, operation, size_bytes=size_bytes)
@@ -37,8 +40,10 @@ class Work:
 
 
 @asynccontextmanager
-async def running(limit: int = 8, limit_bytes: int = 100) -> AsyncIterator[Work]:
-    lane = Lane(limit=limit, limit_bytes=limit_bytes)
+async def running(
+    limit: int = 8, limit_bytes: int = 100, on_lost: Callable[[str], None] | None = None
+) -> AsyncIterator[Work]:
+    lane = Lane(limit=limit, limit_bytes=limit_bytes, on_lost=on_lost)
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(lane.run)
@@ -65,7 +70,7 @@ async def test_chunks_that_arrive_2_3_1_run_1_2_3() -> None:
 async def test_a_failed_request_has_used_its_number_up() -> None:
     """The next number runs, and the failure is the server's, not the user's."""
     async with running() as work:
-        bad, good = work.admit(1, fails=True), work.admit(2)
+        bad, good = work.admit(1, fails=OSError("disk")), work.admit(2)
         await good.wait()
 
     assert FailedResponse("OSError: disk", "server") == bad.outcome
@@ -124,16 +129,33 @@ async def test_a_full_lane_takes_only_the_number_it_waits_for() -> None:
     assert by_bytes.value.retry_after_s == 1
 
 
-async def test_what_waits_for_a_lost_request_fails_in_the_end() -> None:
-    """The lane then goes on behind the gap."""
-    async with running() as work:
+async def test_a_lane_that_has_lost_a_request_carries_nothing_out_any_more() -> None:
+    """What waited fails and what comes later as well, also the missing one; repetitions are known."""
+    told: list[str] = []
+    async with running(on_lost=told.append) as work:
         held = work.admit(2)
         work.lane.give_up_gap(60.0)
         assert not held.settled
         work.lane.give_up_gap(0.0)
-        assert FailedResponse("request 1 of this model never arrived", "user") == held.outcome
-        await work.admit(3).wait()
-    assert work.ran == [3]
+        late, unnumbered = work.admit(1), work.admit(None)
+        assert late is work.lane.repeated(1, b"1")
+        work.lane.lose("another reason")
+    assert ["request 1 of it never arrived"] == told
+    says = "ModelLostError: this training run is corrupted: request 1 of it never arrived; "
+    for promise in (held, late, unnumbered):
+        assert FailedResponse(says + "go on from a checkpoint of it", "server") == promise.outcome
+    assert work.ran == []
+
+
+async def test_a_lane_whose_model_an_operation_has_lost_fails_what_is_behind_it() -> None:
+    """The operation itself is told what happened to it."""
+    lost = ModelLostError("an optimizer step failed half-way: why")
+    async with running() as work:
+        first, second = work.admit(1, fails=lost), work.admit(2)
+        await second.wait()
+    assert FailedResponse(f"ModelLostError: {lost}", "server") == first.outcome
+    assert "failed half-way: why; go on from a checkpoint" in second.outcome.error
+    assert work.ran == [1]
 
 
 async def test_closing_fails_what_waits_and_ends_the_lane() -> None:

@@ -11,7 +11,7 @@ from server.desk import (
 )
 from server.engine_double import HandEngine, QuickEngine
 
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 
 async def test_a_poll_is_held_then_told_to_try_again(tmp_path: Path) -> None:

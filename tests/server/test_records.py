@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from server.desk import KEY, Desk, forward_backward_body, open_desk, sample_body
 from server.engine_double import QuickEngine
 from server.saved import HandClock, listed, saved
 
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 from tinker_async.local.server.store import Store
 
 
@@ -67,83 +68,81 @@ async def test_a_search_is_paged_by_its_cursor(tmp_path: Path) -> None:
         assert made == set(seen)
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"limit": 0},
-        {"limit": 201},
-        {"display_name": ""},
-        {"statuses": []},
-        {"statuses": [{"type": "no"}]},
-        {"statuses": [{"type": "client_finished", "reasons": ["no"]}]},
-        {"owner": {"type": "user", "owner_urns": []}},
-        {"cursor": {"last_created_at": "no", "last_session_id": "s"}},
-        {"user_metadata": {"a": 1}},
-    ],
-)
-async def test_a_search_that_cannot_be_right_is_refused(tmp_path: Path, query: Any) -> None:
+BAD_SEARCHES: list[Any] = [
+    {"limit": 0},
+    {"limit": 201},
+    {"display_name": ""},
+    {"statuses": []},
+    {"statuses": [{"type": "no"}]},
+    {"statuses": [{"type": "client_finished", "reasons": ["no"]}]},
+    {"owner": {"type": "user", "owner_urns": []}},
+    {"cursor": {"last_created_at": "no", "last_session_id": "s"}},
+    {"user_metadata": {"a": 1}},
+]
+
+
+async def test_a_search_that_cannot_be_right_is_refused(tmp_path: Path) -> None:
     async with open_desk(tmp_path, QuickEngine()) as desk:
-        reply = await desk.post("/sessions/search", query)
-        assert reply.status == 422
-        assert str(len(reply.body)) == reply.headers["content-length"]
-        assert reply.json["detail"]
+        for query in BAD_SEARCHES:
+            reply = await desk.post("/sessions/search", query)
+            assert reply.status == 422, query
+            assert str(len(reply.body)) == reply.headers["content-length"]
+            assert reply.json["detail"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status"),
-    [
-        ("PUT", "/sessions/S/project", None, 400),
-        ("PUT", "/sessions/S/project", {}, 400),
-        ("PUT", "/sessions/S/project", {"project_id": " "}, 400),
-        ("PUT", "/sessions/s-no/project", {"project_id": "p"}, 404),
-        ("GET", "/sessions/s-no", None, 404),
-        ("GET", "/sessions/s-no/trace_export", None, 404),
-        ("POST", "/sessions/S/finish", {"reason": {"type": "bored"}}, 422),
-        ("POST", "/sessions/s-no/finish", None, 404),
-        ("GET", "/sessions?access_scope=all", None, 422),
-        ("GET", "/sessions?limit=-1", None, 422),
-        ("GET", "/training_runs?access_scope=all", None, 422),
-        ("GET", "/training_runs/no", None, 404),
-        ("GET", "/training_runs/no/checkpoints", None, 404),
-        ("GET", "/training_runs/no/checkpoints/weights/x/archive", None, 404),
-        ("GET", "/training_runs/no/checkpoints/no/x/external_weights_urls", None, 404),
-        ("GET", "/samplers/no", None, 404),
-        ("POST", "/copy_weights", {"source_path": "x", "destination_project_id": "p"}, 400),
-        ("POST", "/copy_weights", {"source_path": "tinker://a/weights/b"}, 422),
-        (
-            "POST",
-            "/copy_weights",
-            {"source_path": "tinker://a/weights/b", "destination_project_id": "p"},
-            404,
-        ),
-        ("POST", "/copy_weights", {"source_path": "tinker://a/weights/b", "session_id": "S"}, 422),
-        ("GET", "/audit?event_type=no", None, 422),
-        ("GET", "/audit?day=yesterday", None, 422),
-        ("GET", "/billing/usage/events", None, 422),
-        ("GET", "/billing/usage/events?starting_on=2026-01-01T00:00:00Z", None, 422),
-        *(
-            ("GET", f"/billing/usage/events?starting_on={start}Z&ending_before={end}Z", None, 400)
-            for start, end in (
-                ("2026-01-01T00:30:00", "2026-01-01T01:00:00"),
-                ("2026-01-01T01:00:00", "2026-01-01T01:00:00"),
-                ("2026-01-01T00:00:00", "2026-01-15T01:00:00"),
-                ("2199-01-01T00:00:00", "2199-01-01T01:00:00"),
-            )
-        ),
-    ],
-)
-async def test_what_cannot_be_answered_is_refused(
-    tmp_path: Path, method: str, path: str, body: Any, status: int
-) -> None:
+UNANSWERED: list[tuple[str, str, Any, int]] = [
+    ("PUT", "/sessions/S/project", None, 400),
+    ("PUT", "/sessions/S/project", {}, 400),
+    ("PUT", "/sessions/S/project", {"project_id": " "}, 400),
+    ("PUT", "/sessions/s-no/project", {"project_id": "p"}, 404),
+    ("GET", "/sessions/s-no", None, 404),
+    ("GET", "/sessions/s-no/trace_export", None, 404),
+    ("POST", "/sessions/S/finish", {"reason": {"type": "bored"}}, 422),
+    ("POST", "/sessions/s-no/finish", None, 404),
+    ("GET", "/sessions?access_scope=all", None, 422),
+    ("GET", "/sessions?limit=-1", None, 422),
+    ("GET", "/training_runs?access_scope=all", None, 422),
+    ("GET", "/training_runs/no", None, 404),
+    ("GET", "/training_runs/no/checkpoints", None, 404),
+    ("GET", "/training_runs/no/checkpoints/weights/x/archive", None, 404),
+    ("GET", "/training_runs/no/checkpoints/no/x/external_weights_urls", None, 404),
+    ("GET", "/samplers/no", None, 404),
+    ("POST", "/copy_weights", {"source_path": "x", "destination_project_id": "p"}, 400),
+    ("POST", "/copy_weights", {"source_path": "tinker://a/weights/b"}, 422),
+    (
+        "POST",
+        "/copy_weights",
+        {"source_path": "tinker://a/weights/b", "destination_project_id": "p"},
+        404,
+    ),
+    ("POST", "/copy_weights", {"source_path": "tinker://a/weights/b", "session_id": "S"}, 422),
+    ("GET", "/audit?event_type=no", None, 422),
+    ("GET", "/audit?day=yesterday", None, 422),
+    ("GET", "/billing/usage/events", None, 422),
+    ("GET", "/billing/usage/events?starting_on=2026-01-01T00:00:00Z", None, 422),
+    *(
+        ("GET", f"/billing/usage/events?starting_on={start}Z&ending_before={end}Z", None, 400)
+        for start, end in (
+            ("2026-01-01T00:30:00", "2026-01-01T01:00:00"),
+            ("2026-01-01T01:00:00", "2026-01-01T01:00:00"),
+            ("2026-01-01T00:00:00", "2026-01-15T01:00:00"),
+            ("2199-01-01T00:00:00", "2199-01-01T01:00:00"),
+        )
+    ),
+]
+
+
+async def test_what_cannot_be_answered_is_refused(tmp_path: Path) -> None:
     """With the reason, and a length."""
     async with open_desk(tmp_path, QuickEngine()) as desk:
         session_id = await desk.session()
-        if isinstance(body, dict) and body.get("session_id") == "S":
-            body = {**body, "session_id": session_id}
-        reply = await desk.send(method, path.replace("/S/", f"/{session_id}/"), body)
-        assert status == reply.status
-        assert reply.json["detail"]
-        assert str(len(reply.body)) == reply.headers["content-length"]
+        for method, path, body, status in UNANSWERED:
+            raw = None if body is None else json.dumps(body).replace('"S"', f'"{session_id}"')
+            sent = None if raw is None else raw.encode()
+            reply = await desk.send(method, path.replace("/S/", f"/{session_id}/"), sent)
+            assert status == reply.status, (path, body)
+            assert reply.json["detail"]
+            assert str(len(reply.body)) == reply.headers["content-length"]
 
 
 async def test_the_first_end_of_a_session_counts(tmp_path: Path) -> None:
@@ -349,6 +348,10 @@ async def test_a_token_is_as_good_as_the_key_for_an_hour(tmp_path: Path) -> None
         assert (await desk.send("GET", "/sessions", key=token)).status == 401
         plain = await desk.send("GET", "/sessions", key="tml-wrong")
         assert (401, None) == (plain.status, plain.headers.get("www-authenticate"))
+        fresh = (await desk.ok("/auth/token", {}))["jwt"]
+        assert (await desk.send("DELETE", "/auth/apikey/me", key=fresh)).status == 401
+        assert (await desk.send("GET", "/sessions", key=fresh)).status == 200
         assert (await desk.send("DELETE", "/auth/apikey/me")).status == 204
+        assert (await desk.send("GET", "/sessions", key=fresh)).status == 401
         assert (await desk.send("GET", "/sessions", key=KEY)).status == 401
         assert (await desk.send("GET", "/healthz", key=None)).status == 200

@@ -14,7 +14,7 @@ from server.desk import (
 from server.engine_double import HandEngine, QuickEngine, sampled
 
 from tinker_async.local.engine import jobs
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 from tinker_async.wire.sampling import decode_sample_response
 
 

@@ -47,8 +47,7 @@ def everything_in(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if "sqlite3" not in path.name}
 
 
-@pytest.mark.parametrize("name", NASTY)
-async def test_no_name_leads_out_of_the_data_directory(tmp_path: Path, name: str) -> None:
+async def test_no_name_leads_out_of_the_data_directory(tmp_path: Path) -> None:
     """Neither when saving nor when loading, listing or deleting; nothing is written."""
     data_dir = tmp_path / "data"
     engine = QuickEngine()
@@ -56,20 +55,25 @@ async def test_no_name_leads_out_of_the_data_directory(tmp_path: Path, name: str
         session_id = await desk.session()
         model_id = await desk.model(session_id)
         before = everything_in(tmp_path)
-        for path in ("/save_weights", "/save_weights_for_sampler"):
-            reply = await desk.post(path, {"model_id": model_id, "path": name, "seq_id": 1})
-            assert (400, "path") == (reply.status, reply.json["field"])
-        for wanted in (f"tinker://{model_id}/weights/{name}", f"tinker://{name}/weights/x", name):
-            load = {"session_id": session_id, "model_seq_id": 1, "path": wanted}
-            assert (await desk.post("/load_weights", load)).status in (400, 404)
-            info = {"tinker_path": wanted}
-            assert (await desk.post("/weights_info", info)).status in (400, 404)
-            body: dict[str, Any] = {"session_id": session_id, "sampling_session_seq_id": 1}
-            body["model_path"] = wanted
-            assert (await desk.post("/create_sampling_session", body)).status in (400, 404)
-        one = f"/training_runs/{model_id}/checkpoints/weights/{name}"
-        assert (await desk.send("DELETE", one)).status in (404, 405)
-        assert (await desk.get(f"/tokenizers/{name}")).status == 404
+        for name in NASTY:
+            for path in ("/save_weights", "/save_weights_for_sampler"):
+                reply = await desk.post(path, {"model_id": model_id, "path": name, "seq_id": 1})
+                assert (400, "path") == (reply.status, reply.json["field"])
+            for wanted in (
+                f"tinker://{model_id}/weights/{name}",
+                f"tinker://{name}/weights/x",
+                name,
+            ):
+                load = {"session_id": session_id, "model_seq_id": 1, "path": wanted}
+                assert (await desk.post("/load_weights", load)).status in (400, 404)
+                info = {"tinker_path": wanted}
+                assert (await desk.post("/weights_info", info)).status in (400, 404)
+                body: dict[str, Any] = {"session_id": session_id, "sampling_session_seq_id": 1}
+                body["model_path"] = wanted
+                assert (await desk.post("/create_sampling_session", body)).status in (400, 404)
+            one = f"/training_runs/{model_id}/checkpoints/weights/{name}"
+            assert (await desk.send("DELETE", one)).status in (404, 405)
+            assert (await desk.get(f"/tokenizers/{name}")).status == 404
         assert before == everything_in(tmp_path)
         assert ["CreateModel"] == engine.kinds()
 

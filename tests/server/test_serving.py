@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -98,8 +97,24 @@ def test_the_tokenizer_of_the_model_is_served(server: RunningServer) -> None:
     assert "model" in json.loads(body)
 
 
+def corrupted_runs(server: RunningServer) -> list[str]:
+    """What `tinker-async run list --corrupted` lists."""
+    line = [sys.executable, "-m", "tinker_async.cli", "run", "list", "--corrupted", "--json"]
+    told = subprocess.run(
+        line,
+        env={**environment(), "TINKER_BASE_URL": server.url},
+        capture_output=True,
+        timeout=START_S,
+        check=True,
+    )
+    return [run["training_run_id"] for run in json.loads(told.stdout)]
+
+
 def test_a_restart_goes_on_from_the_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    """The process is killed after the save; with the optimizer the next losses are the same."""
+    """The process is killed after the save; with the optimizer the next losses are the same.
+
+    The run that was in it is listed as corrupted.
+    """
 
     def next_losses(server: RunningServer, model_id: str, first: int) -> list[float]:
         losses = []
@@ -123,6 +138,7 @@ def test_a_restart_goes_on_from_the_checkpoint_bit_for_bit(tmp_path: Path) -> No
         assert server.send("POST", "/optim_step", optim_step(model_id, 99))[0] == 410
         listed = json.loads(server.send("GET", "/checkpoints")[2])["checkpoints"]
         assert [path] == [checkpoint["tinker_path"] for checkpoint in listed]
+        assert [model_id] == corrupted_runs(server)
         new = {"tags": [], "user_metadata": {}, "sdk_version": "0"}
         session_id = server.post("/create_session", new)["session_id"]
         load = {"session_id": session_id, "model_seq_id": 0, "path": path, "optimizer": True}
@@ -160,6 +176,7 @@ def test_sigint_ends_it_too_and_nothing_but_the_ready_line_was_printed(tmp_path:
         (["--model", "no-such-model"], "unknown model 'no-such-model'"),
         (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
         (["--data-dir", "/dev/null/x"], "the data directory /dev/null/x cannot be used"),
+        (["--limit", "no_such=1"], "there is no limit 'no_such'"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_a_hint(tmp_path: Path, more: list[str], says: str) -> None:
@@ -206,26 +223,3 @@ def test_help_loads_neither_torch_nor_the_server() -> None:
     )
     assert (process.returncode, process.stderr) == (0, "")
     assert "--data-dir" in process.stdout
-
-
-PARENT = """
-import sys, anyio
-from tinker_async.local.process import local_engine
-async def main():
-    async with local_engine(model="tiny-llama", threads=1) as engine:
-        print(engine.process.pid, flush=True)
-        await anyio.sleep_forever()
-anyio.run(main)
-"""
-
-
-def test_a_killed_parent_leaves_no_engine_behind() -> None:
-    """The child notices that its standard input has ended."""
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        handle = os.pidfd_open(pid)
-        parent.kill()
-    ended, _, _ = select.select([handle], [], [], STOP_S)
-    os.close(handle)
-    assert [handle] == ended

@@ -12,7 +12,7 @@ from server.engine_double import HandEngine, QuickEngine
 
 from tinker_async.errors import ConfigError, InvalidInputError
 from tinker_async.local.server.flags import read_flags
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 CLONE = 1_000_000_000
 

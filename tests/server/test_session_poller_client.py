@@ -15,7 +15,7 @@ from support.listed import all_listed
 import tinker_async as ta
 from tinker_async.local.server.flags import read_flags
 from tinker_async.local.server.hosting import Site, bind, host, url_of
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 FLAGS = read_flags({"sample_use_retrieve_futures": "true", "sample_join_sampling_session": "true"})
 PROMPT = ta.ModelInput.from_ints([1, 2, 3])

@@ -14,7 +14,7 @@ from server.desk import (
 from server.engine_double import HandEngine, QuickEngine
 
 from tinker_async.local.engine import jobs
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 
 async def test_a_session_lives_until_it_is_finished(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ async def test_the_end_of_a_session_fails_what_is_pending(tmp_path: Path) -> Non
         await anyio.wait_all_tasks_blocked()
         await desk.ok(f"/sessions/{session_id}/finish", {"reason": {"type": "success"}})
 
-        assert (await desk.result(promise))["category"] == "user"
+        assert (await desk.result(promise))["category"] == "unknown"
         assert "is over" in (await desk.result(sample))["error"]
         assert sample["request_id"] in engine.cancelled
         while engine.waiting:

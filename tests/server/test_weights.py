@@ -16,7 +16,7 @@ from server.engine_double import QuickEngine
 
 from tinker_async.errors import ConfigError
 from tinker_async.local.engine import jobs
-from tinker_async.local.server.service import Limits
+from tinker_async.local.server.limits import Limits
 
 
 async def test_a_named_checkpoint_is_listed_loaded_and_deleted(tmp_path: Path) -> None:

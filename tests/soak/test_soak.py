@@ -12,8 +12,8 @@ import pytest
 from soak.program import Work
 from soak.trial import Figures, engine_weights, soak_engine, soak_toy, toy_weights
 
-SMALL = Work(steps=30, group=20, every=6)
-TINY = Work(steps=12, group=4, every=3, model="tiny-llama", supervised=True)
+SMALL = Work(steps=12, group=10, every=3)
+TINY = Work(steps=6, group=2, every=2, model="tiny-llama", supervised=True)
 
 
 @pytest.fixture(autouse=True)

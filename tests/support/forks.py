@@ -28,9 +28,7 @@ class Zygote:
     """The process that forks. One for each process of tests, ended with it."""
 
     def __init__(self, api_key: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tinker-async-tests-")
         self._lock = threading.Lock()
-        self._orders = 0
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
         # No threads that a fork would lose, and no memory in reserve.
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX")
@@ -62,8 +60,7 @@ class Zygote:
 
     def serve(self, arguments: list[str]) -> Forked:
         """Fork a server."""
-        self._orders += 1
-        pipe = Path(self._folder.name) / f"stdout-{self._orders}"
+        pipe = Path(tempfile.mkdtemp()) / "stdout"
         os.mkfifo(pipe)
         return Forked(self, int(self.ask(Order(arguments, str(pipe), os.devnull))), pipe)
 
@@ -71,7 +68,6 @@ class Zygote:
         with self._process:
             assert self._process.stdin is not None
             self._process.stdin.close()
-        self._folder.cleanup()
 
 
 class Forked:
@@ -83,6 +79,7 @@ class Forked:
         self._zygote = zygote
         self.stdout = pipe.open("rb")
         pipe.unlink()
+        pipe.parent.rmdir()
 
     def send_signal(self, how: signal.Signals) -> None:
         """Send a signal, if it lives."""

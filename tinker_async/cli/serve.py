@@ -49,6 +49,13 @@ import click
     multiple=True,
     help="What clients are told in their configuration, such as sample_use_retrieve_futures=true.",
 )
+@click.option(
+    "--limit",
+    "limits",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="How much is taken or how long is waited, such as samples_waiting=100 or gap_s=60.",
+)
 @click.option("--temporary", is_flag=True, hidden=True, help="Keep checkpoints until the end only.")
 @click.option("--exit-on-stdin-eof", is_flag=True, hidden=True, help="End when the parent does.")
 def serve(
@@ -64,6 +71,7 @@ def serve(
     temporary: bool,
     exit_on_stdin_eof: bool,
     switches: tuple[str, ...],
+    limits: tuple[str, ...],
 ) -> None:
     """Serve the embedded engine until SIGINT or SIGTERM.
 
@@ -84,13 +92,14 @@ def serve(
             dtype=dtype,
             threads=threads,
             exit_on_stdin_eof=exit_on_stdin_eof,
-            switches=dict(_pair(text) for text in switches),
+            switches=dict(_pair(text, "--switch") for text in switches),
+            limits=dict(_pair(text, "--limit") for text in limits),
         )
     )
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--switch")
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
     return name, value

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -29,6 +29,10 @@ from tinker_async.local.engine.thread import EngineThread
 from tinker_async.local.models import ModelFolder, resolve_model
 from tinker_async.local.server.announcement import Announcement
 from tinker_async.local.server.ownership import lock_folder
+
+if TYPE_CHECKING:
+    from tinker_async.local.server.flags import Flags
+    from tinker_async.local.server.limits import Limits
 
 _JOIN_S = 10.0
 """How long the engine thread may go on with the job it is at."""
@@ -57,6 +61,8 @@ class ServeOptions(msgspec.Struct, frozen=True):
     exit_on_stdin_eof: bool = False
     switches: Mapping[str, str] = {}
     """What clients are told in `client/config` and `client/dynamic_config`, by name."""
+    limits: Mapping[str, str] = {}
+    """How much the server takes and how long it waits, by the names of `server.limits.Limits`."""
 
 
 def run_server(options: ServeOptions) -> None:
@@ -169,9 +175,12 @@ class _Server:
 
     async def _serve(self) -> None:
         # Imported here, after `_check_extra` has spoken: it needs the extra.
+        from tinker_async.local.server.flags import read_flags  # noqa: PLC0415
         from tinker_async.local.server.hosting import bind  # noqa: PLC0415
+        from tinker_async.local.server.limits import read_limits  # noqa: PLC0415
 
         options = self._options
+        told = (read_limits(options.limits), read_flags(options.switches))
         with (
             contextlib.closing(bind(options.host, options.port)) as listener,
             contextlib.ExitStack() as stack,
@@ -186,7 +195,7 @@ class _Server:
             if self.left_loading:
                 return
             try:
-                await self._host(engine, card, model, data_dir, listener)
+                await self._host(engine, card, model, data_dir, listener, *told)
             finally:
                 engine.stop()
                 with anyio.CancelScope(shield=True):
@@ -222,15 +231,15 @@ class _Server:
         model: ModelFolder,
         data_dir: Path,
         listener: socket.socket,
+        limits: Limits,
+        flags: Flags,
     ) -> None:
-        from tinker_async.local.server.flags import read_flags  # noqa: PLC0415  # as in `_serve`
-        from tinker_async.local.server.hosting import Site, host, url_of  # noqa: PLC0415  # as above
+        from tinker_async.local.server.hosting import Site, host, url_of  # noqa: PLC0415  # as in `_serve`
 
-        flags = read_flags(self._options.switches)
         key = self._options.api_key or f"tml-{secrets.token_urlsafe(24)}"
         announcement = Announcement(url_of(listener), key, [card.name])
         await host(
-            Site(engine, card, model.folder, data_dir, key, flags=flags),
+            Site(engine, card, model.folder, data_dir, key, limits, flags),
             listener,
             stopping=self._stop.event,
             ready=lambda: self._announce(announcement),

@@ -74,6 +74,8 @@ class Decoder:
         self._max_cache_tokens = max(max_cache_tokens, base.card.max_context_length)
         self._prefill_tokens = prefill_tokens
         self._waiting: deque[Request] = deque()
+        self._waiting_keys: set[str] = set()
+        self._full = False  # whether the first that waits does so for want of room
         self._reading: list[Request] = []  # between steps at most one, read in part
         self._fanning: Request | None = None  # the one with samples yet to start
         self._rows: list[Row] = []  # row i has cache slot i
@@ -98,6 +100,13 @@ class Decoder:
         """Requests whose prompt has not been read to its end."""
         return len(self._waiting) + len(self._reading)
 
+    def waits_for_room(self, key: str) -> bool:
+        """Whether the request with this key has not begun because others fill the batch.
+
+        May be asked from other threads: a moment's view.
+        """
+        return self._full and key in self._waiting_keys
+
     def uses(self, adapter: str) -> bool:
         """Whether a request that is not done needs this adapter."""
         return self._in_use[adapter] > 0
@@ -116,6 +125,7 @@ class Decoder:
         """
         request = checked_request(job, adapter, done, card=self._base.card, rules=self._rules)
         self._waiting.append(request)
+        self._waiting_keys.add(job.key)
         self._in_use[adapter] += 1
 
     def step(self) -> None:
@@ -134,6 +144,7 @@ class Decoder:
             self._cache.drop()
             for request in begun:
                 self._end(request, explained(error))
+        self._full = self._is_full()
 
     def cancel(self, key: str) -> None:
         """Give up the requests with this key, with `SampleCancelledError`. Unknown keys pass."""
@@ -178,11 +189,21 @@ class Decoder:
         batch = self._reading
         while self._waiting and not self._fanning and self._fits_in(batch, self._waiting[0]):
             request = self._waiting.popleft()
+            self._waiting_keys.discard(request.job.key)
             batch.append(request)
             if request.job.num_samples > 1:
                 self._fanning = request  # its other samples come before later requests
         # Rows of one adapter side by side need no copying together, layer by layer.
         batch.sort(key=lambda request: request.adapter)
+
+    def _is_full(self) -> bool:
+        """Whether the first that waits can begin only when one of those that have begun has ended."""
+        if not self._waiting:
+            return False
+        rows = len(self._rows) + len(self._reading)
+        if self._fanning:
+            return self._fanning.first_logits is not None and not self._fits(rows + 1)
+        return not self._fits(rows + 1, [self._waiting[0]])
 
     def _fits_in(self, batch: list[Request], request: Request) -> bool:
         """Whether a prompt can be read in one step with these, and has room in the cache."""
@@ -317,6 +338,7 @@ class Decoder:
             self._cache.pop()
         if request in self._waiting:
             self._waiting.remove(request)
+            self._waiting_keys.discard(request.job.key)
         if request is self._fanning:
             self._fanning = None
         self._end(request, error)

@@ -67,6 +67,7 @@ class Engine:
         )
         self._lane = Lane(base, micro_batch_tokens=micro_batch_tokens, in_use=self._decoder.uses)
         self._queue: deque[tuple[Job, Done]] = deque()
+        self._queued: set[int] = set()  # the identities of the queue's jobs
         self._queued_snapshots: Counter[str] = Counter()
         self._running: tuple[Work, Job, Done] | None = None
         self._lead_s = 0.0  # by how much training is ahead of sampling
@@ -97,6 +98,17 @@ class Engine:
         """Sample requests whose prompt has not been read."""
         return self._decoder.requests_waiting
 
+    def waits_for_room(self, job: Job) -> str | None:
+        """Return why a job has not begun, if it is for want of room, else None.
+
+        May be asked from other threads: a moment's view.
+        """
+        if isinstance(job, Sample) and self._decoder.waits_for_room(job.key):
+            return f"{self.rows_active} samples are being drawn, as many as have room at once"
+        if id(job) in self._queued and self._running is not None:
+            return "training jobs are done one at a time, and another one is under way"
+        return None
+
     def submit(self, job: Job, done: Done) -> None:
         """Take a job; `done` is called exactly once, here or from a later call.
 
@@ -108,6 +120,7 @@ class Engine:
             self._admit(job, done)
             return
         self._queue.append((job, done))
+        self._queued.add(id(job))
         if snapshot:
             self._queued_snapshots[snapshot] += 1
 
@@ -119,6 +132,7 @@ class Engine:
         self._queue.clear()
         for job, done in queued:
             if key and isinstance(job, Sample) and job.key == key:
+                self._queued.discard(id(job))
                 self._forget(job)
                 done(SampleCancelledError(f"sample {key} was cancelled"))
             else:
@@ -153,7 +167,8 @@ class Engine:
             work.close()
             done(error)
         while self._queue:
-            _, done = self._queue.popleft()
+            job, done = self._queue.popleft()
+            self._queued.discard(id(job))
             done(error)
 
     @property
@@ -169,6 +184,7 @@ class Engine:
         """Go on with the running job until it pauses, or start the next."""
         if self._running is None:
             job, done = self._queue.popleft()
+            self._queued.discard(id(job))
             if isinstance(job, Sample):
                 self._forget(job)
                 self._admit(job, done)

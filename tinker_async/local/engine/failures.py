@@ -27,6 +27,10 @@ class EngineStoppedError(TinkerError):
     """The engine was stopped, or could not start, before the job was done."""
 
 
+class ModelLostError(TinkerError):
+    """A model cannot be trained on: its state, or the order of its requests, is lost."""
+
+
 class EngineMemoryError(TinkerError):
     """There was not enough memory for the job; the engine goes on without it."""
 

@@ -1,6 +1,7 @@
 """The models in training and the snapshots taken of them: how each job on them is done.
 
-The rule: a job that fails leaves models and snapshots as they were. Ids are the server's.
+The rule: a job that fails leaves models and snapshots as they were, unless it fails with
+`ModelLostError`. Ids are the server's.
 """
 
 from __future__ import annotations

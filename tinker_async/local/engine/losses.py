@@ -61,6 +61,12 @@ def make_loss(name: str, config: Mapping[str, float | str]) -> Loss:
         InvalidInputError: The loss, a key or a value of its config is not known here.
     """
     known = _LOSSES.get(name)
+    if name in _UNPUBLISHED:
+        raise InvalidInputError(
+            f"loss_fn: what {name!r} computes is not published, so that this server cannot do it",
+            field="loss_fn",
+            hint="take ppo, cispo or gspo, or upload a loss of your own (custom)",
+        )
     if known is None:
         raise InvalidInputError(
             f"loss_fn: {name!r} is not one of {', '.join(sorted(_LOSSES))}", field="loss_fn"
@@ -152,6 +158,7 @@ def _times(ratio: torch.Tensor, tensors: Tensors) -> torch.Tensor:
     return torch.where(advantages == 0, 0.0, ratio * advantages)
 
 
+_UNPUBLISHED = {"stable_reinforce"}
 _RL_INPUTS = ("logprobs", "advantages")
 _CLIP = {_LOW: 0.8, _HIGH: 1.2}
 _LOSSES = {

@@ -25,6 +25,13 @@ class AdamW:
         """`step`, `exp_avg` and `exp_avg_sq`, float32, of each parameter that was ever stepped.
         Those stepped first together share their `step`: an adapter's have gradients all or none."""
 
+    def prepare(self) -> None:
+        """Make room for the moments of parameters that are stepped next for the first time.
+
+        What can run out of memory is here, where nothing has been changed yet.
+        """
+        self._begin([one for one in self._parameters if one.grad is not None])
+
     @torch.no_grad()
     def step(self, adam: AdamParams) -> None:
         """Step the parameters that have a gradient; the others are left alone."""

@@ -125,6 +125,14 @@ class EngineThread:
         """Ask to give up the samples with this key; they end with `SampleCancelledError`."""
         self._inbox.put(_Cancellation(key))
 
+    def waits_for_room(self, job: Job) -> str | None:
+        """Return why a job has not begun, if it is for want of room, else None.
+
+        A moment's view. A job that was not looked at yet waits for nothing that is known.
+        """
+        engine = self._engine
+        return None if engine is None else engine.waits_for_room(job)
+
     def stop(self) -> None:
         """Ask the thread to end; never blocks.
 

@@ -22,6 +22,7 @@ from tinker_async.errors import InvalidInputError
 from tinker_async.local.engine.adapters import Adapter
 from tinker_async.local.engine.base import BaseModel
 from tinker_async.local.engine.batches import Batch, collate, micro_batches, read_rows
+from tinker_async.local.engine.failures import ModelLostError
 from tinker_async.local.engine.head import Scores, score
 from tinker_async.local.engine.jobs import CustomLoss
 from tinker_async.local.engine.losses import Loss, custom_loss, make_loss
@@ -115,19 +116,32 @@ def optim_step(model: TrainedModel, adam: AdamParams) -> OptimStepResponse:
     As in torch, parameters without a gradient are left alone, weight decay included: a
     step without any `forward_backward` before it changes nothing but the step count.
     Metrics are `grad_norm` (global, before clipping) and `learning_rate`.
+
+    Raises:
+        ModelLostError: It failed when some of the weights may have been changed.
     """
     gradients = [p.grad for p in model.parameters if p.grad is not None]
     norm = _norm(gradients)
-    if adam.grad_clip_norm:
-        factor = torch.clamp(adam.grad_clip_norm / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, factor)
-    model.optimizer.step(adam)
+    model.optimizer.prepare()
+    try:
+        _step(model, gradients, norm, adam)
+    except Exception as error:
+        raise ModelLostError(f"an optimizer step failed half-way: {error}") from error
     for parameter in model.parameters:
         parameter.grad = None
     model.steps += 1
     return OptimStepResponse(
         metrics={"grad_norm": float(norm), "learning_rate": adam.learning_rate}
     )
+
+
+def _step(
+    model: TrainedModel, gradients: list[torch.Tensor], norm: torch.Tensor, adam: AdamParams
+) -> None:
+    if adam.grad_clip_norm:
+        factor = torch.clamp(adam.grad_clip_norm / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, factor)
+    model.optimizer.step(adam)
 
 
 def _run(base: BaseModel, adapter: Adapter, batch: Batch, loss: Loss, *, gradients: bool) -> Scores:

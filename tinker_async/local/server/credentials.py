@@ -61,7 +61,11 @@ class Credentials:
         """Whether a value of `X-API-Key` is the key, or a token made here that still holds."""
         if self._key is None:
             return False
-        return hmac.compare_digest(presented, self._key) or self._is_live_token(presented)
+        return self.is_key(presented) or self._is_live_token(presented)
+
+    def is_key(self, presented: bytes) -> bool:
+        """Whether a value of `X-API-Key` is the key itself."""
+        return self._key is not None and hmac.compare_digest(presented, self._key)
 
     def invites(self, presented: bytes) -> bool:
         """Whether a value that is refused is a token, for which there would be a new one."""

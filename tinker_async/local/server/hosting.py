@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from tinker_async.local.engine.jobs import ModelCard
 from tinker_async.local.server.app import make_app
 from tinker_async.local.server.flags import Flags
 from tinker_async.local.server.folders import Folders
+from tinker_async.local.server.limits import Limits
 from tinker_async.local.server.port import Engine, EnginePort
-from tinker_async.local.server.service import Limits, Service
-from tinker_async.local.server.store import Store
+from tinker_async.local.server.service import Service
+from tinker_async.local.server.store import Store, now
 
 GRACE_S = 3.0
 """How long a request may go on after the signal to stop; held polls are answered at once."""
@@ -41,6 +43,8 @@ class Site(msgspec.Struct, frozen=True, eq=False):
     api_key: str
     limits: Limits = Limits()
     flags: Flags = Flags()
+    clock: Callable[[], datetime] = now
+    """The time of day."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -93,6 +97,7 @@ async def host(
             folders=folders,
             limits=site.limits,
             flags=site.flags,
+            clock=site.clock,
         )
         async with anyio.create_task_group() as tasks:
             await tasks.start(service.run)

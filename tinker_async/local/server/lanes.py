@@ -2,7 +2,7 @@
 
 Numbers start at 1. What arrives early is held until its predecessors have arrived;
 what arrives twice gets the promise of the first time. A request that fails has used
-its number up: the lane goes on with the next.
+its number up: the lane goes on with the next, unless the model itself is lost.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from tinker_async.errors import InvalidInputError
+from tinker_async.local.engine.failures import ModelLostError
 from tinker_async.local.server.budget import Budget
 from tinker_async.local.server.promises import Promise
 from tinker_async.local.server.refusal import Refusal
@@ -43,8 +44,17 @@ class Lane:
     """
 
     def __init__(
-        self, *, limit: int, limit_bytes: int, shared: Budget | None = None, in_order: bool = False
+        self,
+        *,
+        limit: int,
+        limit_bytes: int,
+        shared: Budget | None = None,
+        in_order: bool = False,
+        on_lost: Callable[[str], None] | None = None,
     ) -> None:
+        self.lost: str | None = None
+        """Why nothing is carried out any more, once that is so."""
+        self._on_lost = on_lost
         self._next = 1
         self._in_order = in_order
         self._shared = shared or Budget()
@@ -104,6 +114,11 @@ class Lane:
         size_bytes: int = 0,
     ) -> None:
         """Queue an operation whose number is new; None means: after what is ready now."""
+        if self.lost is not None:
+            if seq_id is not None:
+                self._remember(seq_id, digest, promise)
+            promise.settle(self._loss())
+            return
         entry = _Entry(promise, operation, size_bytes)
         self._waiting_bytes += size_bytes
         self._shared.take(size_bytes)
@@ -153,17 +168,30 @@ class Lane:
             self._held_since_s = anyio.current_time()
 
     def give_up_gap(self, waited_s: float) -> None:
-        """Fail what has been held longer than this: its predecessor was lost for good."""
-        if not self._held or anyio.current_time() - self._held_since_s < waited_s:
+        """Lose the model if requests have been held for longer than this: one before them is lost."""
+        if self._held and anyio.current_time() - self._held_since_s >= waited_s:
+            self.lose(f"request {self._next} of it never arrived")
+
+    def lose(self, reason: str) -> None:
+        """Give the model up: what waits fails, and so does all that comes. The first reason counts."""
+        if self.lost is not None or self._closed:
             return
-        missing = self._next
-        self._next = max(self._held) + 1
-        entries, self._held = self._held, {}
-        for entry in entries.values():
+        self.lost = reason
+        self._fail_waiting(self._loss())
+        if self._on_lost is not None:
+            self._on_lost(reason)
+
+    def _loss(self) -> ModelLostError:
+        return ModelLostError(
+            f"this training run is corrupted: {self.lost}; go on from a checkpoint of it"
+        )
+
+    def _fail_waiting(self, error: Exception) -> None:
+        for entry in (*self._ready, *self._held.values()):
             self._done_with(entry)
-            entry.promise.settle(
-                InvalidInputError(f"request {missing} of this model never arrived", field="seq_id")
-            )
+            entry.promise.settle(error)
+        self._ready.clear()
+        self._held.clear()
 
     async def run(self) -> None:
         """Carry out operations until `close`."""
@@ -193,13 +221,11 @@ class Lane:
             log.exception("operation_failed", request_id=entry.promise.request_id)
             outcome = error
         entry.promise.settle(outcome)
+        if isinstance(outcome, ModelLostError):
+            self.lose(outcome.message)
 
     def close(self, reason: str) -> None:
         """Fail all that waits; `run` returns after the operation that is running."""
         self._closed = True
-        for entry in (*self._ready, *self._held.values()):
-            self._done_with(entry)
-            entry.promise.settle(InvalidInputError(reason, field="model_id"))
-        self._ready.clear()
-        self._held.clear()
+        self._fail_waiting(InvalidInputError(reason, field="model_id"))
         self._wake.set()

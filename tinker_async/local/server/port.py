@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import anyio
 from anyio.lowlevel import current_token
 
-from tinker_async.local.engine.jobs import Job, Result
+from tinker_async.local.engine.failures import EngineStoppedError
+from tinker_async.local.engine.jobs import Job, Result, Sample
 
 Done = Callable[[Result], None]
 Watch = Callable[[Job], Done | None]
@@ -30,6 +31,10 @@ class Engine(Protocol):
         """Stop a sample that is queued or running."""
         ...
 
+    def waits_for_room(self, job: Job) -> str | None:
+        """Return why a job has not begun, if it is for want of room, else None."""
+        ...
+
 
 class EnginePort:
     """An `Engine` as the event loop sees it. Make it inside the loop that will use it."""
@@ -38,6 +43,8 @@ class EnginePort:
         self._engine = engine
         self._post = poster()
         self._watch: Watch | None = None
+        self._on_stopped: Callable[[], None] | None = None
+        self._under_way: dict[str, Job] = {}
         # A callback of asyncio's loop is in no task, and there anyio cannot tell which loop it is.
         self.tick: Callable[[], float] = getattr(
             current_token().native_token, "time", anyio.current_time
@@ -48,19 +55,33 @@ class EnginePort:
         """Have every job noted from now on; `watch` must be quick and must not raise."""
         self._watch = watch
 
+    def on_stopped(self, call: Callable[[], None]) -> None:
+        """Have this called when a job comes back because the engine has stopped."""
+        self._on_stopped = call
+
     def submit(self, job: Job, done: Done) -> None:
         """Queue a job; `done` is called once in the event loop, with result or exception."""
-        post = self._post
+        post, name = self._post, _name_of(job)
         ended = None if self._watch is None else self._watch(job)
-        if ended is None:
-            self._engine.submit(job, lambda result: post(done, result))
-            return
+        if name:
+            self._under_way[name] = job
 
         def told(result: Result) -> None:
+            # All in one callback: nobody looks in between.
+            if self._under_way.get(name) is job:
+                del self._under_way[name]
             done(result)
-            ended(result)  # in the same callback: nobody looks in between
+            if ended is not None:
+                ended(result)
+            if isinstance(result, EngineStoppedError) and self._on_stopped is not None:
+                self._on_stopped()
 
         self._engine.submit(job, lambda result: post(told, result))
+
+    def waits_for_room(self, name: str) -> str | None:
+        """Return why a model's job, or a sample by its key, has not begun, if it is for want of room."""
+        job = self._under_way.get(name)
+        return None if job is None else self._engine.waits_for_room(job)
 
     async def run(self, job: Job) -> Any:
         """Queue a job and return its result. Cancelling stops the wait, not the job.
@@ -85,6 +106,12 @@ class EnginePort:
     def cancel_sample(self, key: str) -> None:
         """Stop a sample that is queued or running."""
         self._engine.cancel_sample(key)
+
+
+def _name_of(job: Job) -> str:
+    """The model's id, of which one job at a time is under way, or a sample's key."""
+    name: str = job.key if isinstance(job, Sample) else getattr(job, "model_id", "")
+    return name
 
 
 def poster() -> Callable[[Done, Result], None]:

@@ -190,7 +190,8 @@ class PromiseBook:
         for promise in [p for p in self._promises.values() if p.session_id == session_id]:
             if not promise.settled:
                 pending.append(promise)
-                promise.settle(FailedResponse(error=reason, category="user"))
+                # No fault of the request: a client that survives its session makes it again.
+                promise.settle(FailedResponse(error=reason, category="unknown"))
                 self.delivered(promise, 0)
             elif keep_unfetched and promise.request_id not in self._delivered:
                 self.delivered(promise, _UNFETCHED_BYTES)

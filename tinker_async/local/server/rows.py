@@ -59,6 +59,10 @@ class RunRow(msgspec.Struct):
     created_at: datetime
     last_request_at: datetime
     user_metadata: dict[str, Any] | None = None
+    live: bool = False
+    """Whether a model of it was in a server that has not ended in order since."""
+    lost: str | None = None
+    """Why it cannot go on: listings call it corrupted."""
 
 
 class CheckpointRow(msgspec.Struct):
@@ -119,7 +123,7 @@ def view_run(row: RunRow, checkpoints: list[CheckpointRow]) -> TrainingRun:
         base_model=row.base_model,
         model_owner="local",
         is_lora=True,
-        corrupted=False,
+        corrupted=row.lost is not None,
         lora_rank=row.lora.rank,
         last_request_time=row.last_request_at,
         last_checkpoint=newest.get("weights"),

@@ -11,11 +11,11 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
-import msgspec
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
@@ -29,6 +29,7 @@ from tinker_async.local.server.flags import Flags
 from tinker_async.local.server.folders import Folders
 from tinker_async.local.server.lanes import Lane
 from tinker_async.local.server.ledger import Ledger
+from tinker_async.local.server.limits import Limits
 from tinker_async.local.server.metering import Meter
 from tinker_async.local.server.port import EnginePort
 from tinker_async.local.server.promises import Promise, PromiseBook
@@ -44,33 +45,6 @@ log = structlog.get_logger("tinker_async")
 
 _CLONES = 1024
 """Clones of one sampler of which it is known what is done; the oldest ones are forgotten."""
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How much and how long. Durations in seconds, sizes in bytes."""
-
-    hold_s: float = 30.0
-    """How long a poll is held; clients give up after 45 s."""
-    silence_s: float = 300.0
-    """A session that is silent for this long is over."""
-    gap_s: float = 900.0
-    """How long later requests wait for one that does not come; clients repeat for 300 s."""
-    housekeeping_s: float = 5.0
-    body_bytes: int = 256 * 1024 * 1024
-    delivered_bytes: int = 64 * 1024 * 1024
-    inline_bytes: int = 1024 * 1024
-    """A client that can take a size for an answer gets larger results when it asks again."""
-    lane_requests: int = 2048
-    lane_bytes: int = 512 * 1024 * 1024
-    waiting_bytes: int = 1024 * 1024 * 1024
-    """Of all requests that wait or run, training and samples together."""
-    samples_waiting: int = 4096
-    held_polls: int = 4096
-    samples_remembered: int = 50_000
-    """Of all samplers together; their repetitions get the same promise. Some 25 MB."""
-    sequences_per_sample: int = 1024
-    resident_snapshots: int = 16
-    ephemeral_snapshots: int = 64
 
 
 class Session:
@@ -213,6 +187,7 @@ class Service:
         self.shelf = Shelf(store, folders, self.ledger, clock)
         self.meter = Meter(self.ledger, self._session_of, port.tick)
         port.watch(self.meter.watch)
+        port.on_stopped(self._engine_stopped)
         self.promises = PromiseBook(delivered_limit_bytes=limits.delivered_bytes)
         self.snapshots = SnapshotPool(
             port,
@@ -232,6 +207,7 @@ class Service:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep everything going until cancelled."""
+        await self._at_leisure(self._mark_left_alive)
         try:
             async with anyio.create_task_group() as self._tasks:
                 task_status.started()
@@ -240,7 +216,7 @@ class Service:
                     await self._at_leisure(self._keep_house)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._at_leisure(self._write_down)
+                await self._at_leisure(self._end_in_order)
 
     async def _at_leisure(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
@@ -396,12 +372,14 @@ class Service:
             created_at=time,
             last_request_at=time,
             user_metadata=metadata,
+            live=True,
         )
         lane = Lane(
             limit=self.limits.lane_requests,
             limit_bytes=self.limits.lane_bytes,
             shared=self.waiting,
             in_order=session.in_order,
+            on_lost=partial(self._note_lost, row),
         )
         model = Model(row, lane)
         self._models[row.run_id] = model
@@ -416,6 +394,29 @@ class Service:
         """Free a model; what waits in its lane fails."""
         self._models.pop(model.row.run_id, None)
         model.lane.close(reason)
+
+    async def note_unloaded(self, row: RunRow) -> None:
+        """Write down that a run has no model any more, if the disk takes it."""
+        row.live = False
+        await self._at_leisure(partial(self.store.put_run, row))
+
+    def lose_model(self, model_id: str, reason: str) -> None:
+        """Give a live model up: its run is corrupted from now on, and its requests fail.
+
+        Raises:
+            Refusal: As in `model`.
+        """
+        self.model(model_id).lane.lose(reason)
+
+    def _engine_stopped(self) -> None:
+        for model in self._models.values():
+            model.lane.lose("the engine stopped while its model was in it")
+
+    def _note_lost(self, row: RunRow, reason: str) -> None:
+        log.error("run_corrupted", training_run_id=row.run_id, reason=reason)
+        row.lost = reason
+        if row.run_id in self.store.runs:  # else it is lost before it was made
+            self.start_soon(self._at_leisure, partial(self.store.put_run, row))
 
     def add_sampler(self, sampler: Sampler) -> None:
         """Make a sampling session known."""
@@ -440,6 +441,25 @@ class Service:
             model.lane.give_up_gap(self.limits.gap_s)
         await self.shelf.sweep()
         await self._write_down()
+
+    async def _mark_left_alive(self) -> None:
+        """Call the runs corrupted whose models were in a server that was killed."""
+        left = [row for row in self.store.runs.values() if row.live]
+        for row in left:
+            session = self.store.sessions.get(row.session_id)
+            row.live = False
+            if session is None or session.ended is None:
+                row.lost = row.lost or "the server died while its model was in it"
+        if left:
+            await self.store.put_runs(left)
+
+    async def _end_in_order(self) -> None:
+        rows = [one.row for one in self._models.values() if one.row.run_id in self.store.runs]
+        for row in rows:
+            row.live = False
+        await self._write_down()
+        if rows:
+            await self.store.put_runs(rows)
 
     async def _write_down(self) -> None:
         """Write what is only in memory so far."""

@@ -89,13 +89,8 @@ class Store:
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
     async def _put(self, table: str, key: str, row: msgspec.Struct) -> None:
-        column = "path" if table == "checkpoints" else "id"
-        body = msgspec.json.encode(row)
-        sql = (
-            f"INSERT INTO {table} ({column}, body) VALUES (?, ?) "  # noqa: S608  # our own table names
-            f"ON CONFLICT ({column}) DO UPDATE SET body = excluded.body"
-        )
-        await self.in_thread(lambda: self._db.execute(sql, (key, body)))
+        sql, values = _upsert(table, key, row)
+        await self.in_thread(lambda: self._db.execute(sql, values))
 
     async def put_session(self, row: SessionRow) -> None:
         """Write a session."""
@@ -106,6 +101,11 @@ class Store:
         """Write a training run."""
         await self._put("runs", row.run_id, row)
         self.runs[row.run_id] = row
+
+    async def put_runs(self, rows: Sequence[RunRow]) -> None:
+        """Write many training runs, all of them or none."""
+        await self.batch([_upsert("runs", row.run_id, row) for row in rows])
+        self.runs.update({row.run_id: row for row in rows})
 
     async def put_checkpoint(self, row: CheckpointRow) -> None:
         """Write a checkpoint: from here on it exists."""
@@ -141,6 +141,15 @@ class Store:
     def close(self) -> None:
         """Close the file. Blocks for a moment."""
         self._db.close()
+
+
+def _upsert(table: str, key: str, row: msgspec.Struct) -> tuple[str, tuple[Any, ...]]:
+    column = "path" if table == "checkpoints" else "id"
+    sql = (
+        f"INSERT INTO {table} ({column}, body) VALUES (?, ?) "  # noqa: S608  # our own table names
+        f"ON CONFLICT ({column}) DO UPDATE SET body = excluded.body"
+    )
+    return sql, (key, msgspec.json.encode(row))
 
 
 def _unusable(file: Path, error: Exception) -> ConfigError:

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from tinker_async.local.server.endpoints.routing import Handler, body_of
 from tinker_async.local.server.http import answer
+from tinker_async.local.server.refusal import Refusal
 from tinker_async.local.server.service import Service
 from tinker_async.wire.messages import (
     ApiKeyDetailsResponse,
@@ -35,8 +36,10 @@ async def describe_key(_service: Service, _request: Request) -> Response:
 
 
 async def revoke_key(service: Service, request: Request) -> Response:
-    """End the key: from now on nobody is let in, until the server is started again."""
+    """End the key that is sent: from now on nobody is let in, until the server is started again."""
     await body_of(service, request)
+    if not service.credentials.is_key(request.headers.get("x-api-key", "").encode("latin-1")):
+        raise Refusal(401, "this is a token: send the API key itself, to end it")
     service.credentials.revoke()
     log.warning("api_key_revoked")
     return Response(status_code=204)

@@ -31,9 +31,20 @@ async def retrieve_future(service: Service, request: Request) -> Response:
         return _deliver(service, promise, request, sized=wanted.allow_metadata_only)
     if service.promises.stopping:
         raise Refusal(503, "the server is stopping", retry_after_s=1)
-    return answer(
-        TryAgainResponse(request_id=promise.request_id, queue_state_reason=promise.waits_for)
-    )
+    state, reason = _queue(service, promise)
+    return answer(TryAgainResponse(promise.request_id, state, reason))
+
+
+def _queue(service: Service, promise: Promise) -> tuple[str, str | None]:
+    """What a request waits for that is not done: its turn, room in the engine, or only time.
+
+    Nothing here limits a rate, so that `paused_rate_limit` is never so.
+    """
+    if promise.waits_for is not None:
+        return "active", promise.waits_for
+    name = promise.request_id if promise.kind == "sample" else promise.model_id
+    reason = None if name is None else service.port.waits_for_room(name)
+    return ("active" if reason is None else "paused_capacity"), reason
 
 
 async def _hold(service: Service, promise: Promise) -> None:

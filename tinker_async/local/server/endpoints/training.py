@@ -160,7 +160,8 @@ def check_optimizer(config: dict[str, Any] | None) -> None:
     if config is not None and config.get("type", "adamw") != "adamw":
         raise Refusal(
             400,
-            f"optimizer {config['type']!r} is not available; available: adamw",
+            f"optimizer {config['type']!r} is not available here; use adamw, which is what a model "
+            "has without optimizer_config",
             field="optimizer_config",
         )
 
@@ -184,11 +185,17 @@ async def unload_model(service: Service, request: Request) -> Response:
     """Free a model after what is ready in its lane."""
     body = await body_of(service, request)
     model = service.model(parse(body, ModelRequest).model_id)
+    run = model.row
 
     async def unload() -> dict[str, str]:
-        service.close_model(model, f"the model {model.row.run_id} was unloaded")
-        return {"model_id": model.row.run_id, "type": "unload_model"}
+        service.close_model(model, f"the model {run.run_id} was unloaded")
+        await service.note_unloaded(run)
+        return {"model_id": run.run_id, "type": "unload_model"}
 
+    if model.lane.lost is not None:  # nothing is carried out there any more
+        promise = service.promises.make("json", session_id=run.session_id, model_id=run.run_id)
+        promise.settle(await unload())
+        return promised(promise)
     return promised(enqueue(service, model, None, body, unload))
 
 
@@ -291,7 +298,7 @@ async def optim_step(service: Service, request: Request) -> Response:
             raise Refusal(422, "adam_params is missing", field="adam_params")
         kind = wanted.optimizer_params.get("type")
         error = InvalidInputError(
-            f"optimizer_params: {kind!r} is not available; available: adamw, by adam_params",
+            f"optimizer_params: {kind!r} is not available here; use AdamW: give adam_params",
             field="optimizer_params",
         )
         return promised(enqueue(service, model, wanted.seq_id, body, _failing(error)))
