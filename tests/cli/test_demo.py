@@ -139,7 +139,7 @@ def test_missing_matplotlib_is_told_before_the_work(
 @pytest.mark.model
 def test_a_real_model_takes_the_voice_and_learns_brevity(tmp_path: Path) -> None:
     """SmolLM2: loss below 0.5 nats per token from above 3, the voice on unseen questions, reward up by 0.6."""
-    done = _run("--out", str(tmp_path), "--json", timeout_s=1800)
+    done = _run("--out", str(tmp_path), "--json", "--rounds", "4", timeout_s=1800)
     assert done.returncode == 0, done.stderr.decode()
     report = msgspec.json.decode(done.stdout, type=Report)
     assert report.sft_nll[0] > 3

@@ -281,8 +281,8 @@ def test_people_see_bars_by_day_and_what_is_stored(cli: Cli, seeded: Seeded) -> 
     [
         ("checkpoint",),
         *(("checkpoint", name) for name in ("delete", "download", "push-hf", "save")),
-        *((name,) for name in ("model", "run", "session", "usage")),
-        ("session", "trace"),
+        *((name,) for name in ("model", "recover", "run", "session", "usage")),
+        *(("session", "trace"), ("run", "watch")),
     ],
 )
 def test_the_help_of_a_noun_loads_neither_client_nor_tables(words: tuple[str, ...]) -> None:

@@ -15,16 +15,19 @@ import click
 T = TypeVar("T")
 
 
-def check_terminal() -> None:
+def check_terminal(*, dry_run: bool = True) -> None:
     """Refuse to go on where there will be a question and nobody to answer it.
+
+    Args:
+        dry_run: Whether the command has `--dry-run`.
 
     Raises:
         click.UsageError: There is no terminal to ask on.
     """
     if not sys.stdin.isatty():
+        instead = ", or --dry-run to see what it would do" if dry_run else ""
         raise click.UsageError(
-            "this asks before, and there is no terminal to ask on: give --yes, or --dry-run to see "
-            "what it would do"
+            f"this asks before, and there is no terminal to ask on: give --yes{instead}"
         )
 
 

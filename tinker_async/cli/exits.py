@@ -12,7 +12,7 @@ from tinker_async import errors
 from tinker_async.errors import TinkerError
 
 OTHER, USAGE, CREDENTIAL, NOT_ALLOWED, NOT_FOUND, IN_THE_WAY = 1, 2, 3, 4, 5, 6
-NO_CONNECTION, SERVER, FAILED, DOWNLOAD, LACKING, INTERRUPTED = 7, 8, 9, 10, 11, 130
+NO_CONNECTION, SERVER, FAILED, DOWNLOAD, LACKING, CORRUPTED, INTERRUPTED = 7, 8, 9, 10, 11, 12, 130
 
 MEANINGS = {
     0: "Done",
@@ -27,6 +27,7 @@ MEANINGS = {
     FAILED: "The server took the work, and it failed or was lost",
     DOWNLOAD: "A download is damaged, or cannot be written",
     LACKING: "The server does not have what is asked for",
+    CORRUPTED: "A run that is watched was corrupted",
     INTERRUPTED: "Interrupted by Ctrl-C",
 }
 """What each code means."""

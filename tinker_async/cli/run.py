@@ -10,6 +10,7 @@ from tinker_async.cli.connection import Connection, connection_options
 from tinker_async.cli.listing import first, tell_of_more
 from tinker_async.cli.output import Column, Output, output_options
 from tinker_async.cli.quantities import age, limit_option, scope_option
+from tinker_async.cli.run_watch import watch
 
 if TYPE_CHECKING:
     import tinker_async as ta
@@ -56,7 +57,7 @@ FIELDS = (
 
 @click.group()
 def run() -> None:
-    """List and inspect training runs."""
+    """List, inspect and watch training runs."""
 
 
 @run.command(name="list")
@@ -77,8 +78,8 @@ def list_runs(
 ) -> None:
     """List training runs, the newest first.
 
-    The status CORRUPTED is that of a run that has lost its state: load its last checkpoint into
-    a new one.
+    The status CORRUPTED is that of a run that has lost its state: `tinker-async recover` loads its
+    last checkpoint into a new one.
     """
 
     async def work(rest: ta.RestClient) -> tuple[list[ta.TrainingRun], bool]:
@@ -104,3 +105,6 @@ def info(*, run_id: str, access_scope: str, out: Output, connection: Connection)
         return await rest.get_training_run(run_id, access_scope)
 
     out.record(connection.ask(work), FIELDS)
+
+
+run.add_command(watch)

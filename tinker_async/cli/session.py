@@ -12,7 +12,11 @@ from tinker_async.cli.lazy import PortedGroup
 from tinker_async.cli.listing import first, tell_of_more
 from tinker_async.cli.output import Column, Output, output_options
 from tinker_async.cli.quantities import age, amount, limit_option, scope_option
-from tinker_async.errors import NotFoundError, PermissionDeniedError
+from tinker_async.errors import (
+    NotFoundError,
+    PermissionDeniedError,
+    UnsupportedByServerError,
+)
 
 if TYPE_CHECKING:
     import tinker_async as ta
@@ -101,7 +105,7 @@ async def _described(rest: ta.RestClient, ids: list[str], scope: str) -> list[di
         for session_id in left:
             try:
                 rows[session_id] = _row(session_id, await rest.get_session(session_id, scope))
-            except (NotFoundError, PermissionDeniedError):
+            except (NotFoundError, PermissionDeniedError, UnsupportedByServerError):
                 continue  # it is gone since, or not for us: the id is what there is
 
     async with anyio.create_task_group() as tasks:

@@ -142,12 +142,13 @@ async def look_up(rest: ta.RestClient, paths: Iterable[str]) -> list[Chosen]:
     for path in paths:
         run = ta.parse_path(path).training_run_id
         if run not in listed:
-            listed[run] = await _listing(rest, run)
+            listed[run] = await listing(rest, run)
         chosen.append(Chosen(path, listed[run].get(path)))
     return chosen
 
 
-async def _listing(rest: ta.RestClient, run: str) -> dict[str, ta.Checkpoint]:
+async def listing(rest: ta.RestClient, run: str) -> dict[str, ta.Checkpoint]:
+    """Return the checkpoints of a run by path; none where the server does not list them."""
     try:
         return {one.tinker_path: one async for one in rest.list_checkpoints(run)}
     except APIStatusError as error:

@@ -53,12 +53,13 @@ def info(*, path: str, out: Output, connection: Connection) -> None:
         [chosen] = await look_up(rest, [path])
         if chosen.found is None:
             raise missing(path)
-        return {"checkpoint": chosen.found, "weights": await _weights(rest, path)}
+        return {"checkpoint": chosen.found, "weights": await weights_of(rest, path)}
 
     out.record(connection.ask(work), FIELDS)
 
 
-async def _weights(rest: ta.RestClient, path: str) -> ta.WeightsInfoResponse | None:
+async def weights_of(rest: ta.RestClient, path: str) -> ta.WeightsInfoResponse | None:
+    """Return what a checkpoint was trained on; None where the server does not say."""
     try:
         return await rest.get_weights_info_by_tinker_path(path)
     except APIStatusError as error:

@@ -57,7 +57,7 @@ def save(
 
     A model that is being trained is saved by the program that trains it, not from here.
     """
-    _check_name(name)
+    check_name(name)
     _check_source(source)
     seconds = None if ttl is None else int(ttl.total_seconds())
 
@@ -71,7 +71,8 @@ def save(
     out.record({"tinker_path": path}, (Column("Checkpoint", lambda row: row["tinker_path"]),))
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a checkpoint."""
     if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", name) is None or set(name) == {"."}:
         raise InvalidInputError(
             f"name: {name!r} is no name of a checkpoint",
