@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "background": BELOW_BACKGROUND,
     "download": {"api", "api.progress", "config", "data", "errors", "lone_errors", "logs"}
     | {"proxies", "transport"},
-    "rest": BELOW_API | {"api", "api.progress", "download", "events"},
+    "rest": BELOW_API | {"api", "api.progress", "background", "download", "events"},
     "many_samples": {"data", "errors", "lone_errors"},
     "sampling": CLIENTS | {"many_samples"},
     "training": CLIENTS | {"sampling"},
@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "creation": CLIENTS | {"parts", "sampling", "trainers", "training"},
     "renewal": CLIENTS | {"lone_errors", "parts"},
     "durable": CLIENTS
-    | {"lone_errors", "parts", "renewal", "rest", "sampling", "trainers", "training"},
+    | {"custom_losses", "lone_errors", "parts", "renewal", "rest", "sampling", "trainers"}
+    | {"training"},
     "ports": {
         *("api.progress", "data", "durable", "errors", "logs", "lone_errors"),
         *("sampling", "session"),
@@ -83,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "local.serving": {"errors", "local.engine", "local.models", "local.server"},
     "local.process": {"errors", "lone_errors", "local.server"},
     "cli": {"", "api", "config", "credentials", "errors", "local.cache", "local.serving", "proxies"}
-    | {"download", "tokenizer", "transport"},
+    | {"download", "durable", "tokenizer", "transport"},
     "testing": {"data", "errors", "lone_errors", "loss_graphs", "session", "transport", "wire"},
     "": set(BELOW_BACKGROUND)
     | {

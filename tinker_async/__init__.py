@@ -137,6 +137,7 @@ if TYPE_CHECKING:
     from tinker_async.durable.ledger import Ledger
     from tinker_async.durable.records import Account, CheckpointEntry, RecoveryRecord, RunRecord
     from tinker_async.durable.recovery_policy import Candidate, RecoveryPolicy
+    from tinker_async.durable.report import RunIncident, RunReport
     from tinker_async.errors import (
         APIStatusError,
         AuthenticationError,
@@ -323,6 +324,7 @@ _HOMES = {
     "durable.ledger": ("Ledger",),
     "durable.records": ("Account", "CheckpointEntry", "RecoveryRecord", "RunRecord"),
     "durable.recovery_policy": ("Candidate", "RecoveryPolicy"),
+    "durable.report": ("RunIncident", "RunReport"),
     "errors": (
         "APIStatusError",
         "AuthenticationError",
@@ -508,7 +510,9 @@ __all__ = (
     "ResponseError",
     "RestClient",
     "RetryPolicy",
+    "RunIncident",
     "RunRecord",
+    "RunReport",
     "RunResumed",
     "SampleOutcome",
     "SampleOutcomes",

@@ -24,7 +24,7 @@ CHECKPOINT = {
     "time": "2026-01-01T00:00:00Z",
     "tinker_path": "tinker://r/weights/c",
 }
-TIMES = st.sampled_from(
+TIMES: st.SearchStrategy[Any] = st.sampled_from(
     ["2026-01-02T03:04:05+00:00", "2026-01-02", "bad", "", None, 1767225600, 1767225600000, []]
 )
 MORE: dict[str, st.SearchStrategy[Any]] = {

@@ -1,6 +1,7 @@
-"""A training program of its own, to be killed: `program.py URL RUN_DIR STEPS BACKEND [custom]`.
+"""A training program of its own, to be killed: `program.py URL RUN_DIR STEPS BACKEND`.
 
-Prints where it begins, then each step with its loss, exactly; last the run's id.
+Prints where it begins, then each step with its loss, exactly; last the run's id. Then it waits
+until its input is closed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from typing import Any
 
 import anyio
+import anyio.to_thread
 
 from tinker_async import AdamParams, CheckpointPolicy, Datum, ModelInput, RecoveryPolicy, Session
 
@@ -30,7 +32,7 @@ def say(*what: Any) -> None:
 
 
 async def main(url: str, run_dir: str, steps: int) -> None:
-    policy = CheckpointPolicy(save_every=10)
+    policy = CheckpointPolicy(save_every=4)
     rng = random.Random(3)
     async with (
         Session(url, "tml-fake") as session,
@@ -46,12 +48,8 @@ async def main(url: str, run_dir: str, steps: int) -> None:
             say(step, (await result).metrics["loss:sum"].hex())
         await trainer.checkpoint()
         say("ends", trainer.model_id)
-        await anyio.sleep(float(sys.argv[5]))
+        await anyio.to_thread.run_sync(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    name, _, loop = sys.argv[4].partition("+")
-    options = {"use_uvloop": True} if loop else {}
-    anyio.run(
-        main, sys.argv[1], sys.argv[2], int(sys.argv[3]), backend=name, backend_options=options
-    )
+    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]), backend=sys.argv[4])

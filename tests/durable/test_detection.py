@@ -260,6 +260,7 @@ async def test_a_users_error_asks_nobody() -> None:
     assert [] == service.ledger.of("get_info") + service.ledger.of("training_run")
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_a_server_that_was_killed_and_started_again_is_found_out(tmp_path: Path) -> None:
     """A real one, over its socket: the operation fails, the session is over, and goes on anew."""
     losses: list[SessionLoss] = []

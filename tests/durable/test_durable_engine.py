@@ -8,25 +8,25 @@ import random
 import signal
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
+import msgspec
 import pytest
+from durable.engine_program import NAMES, STEPS
 
 import tinker_async
+from tinker_async import RunReport
 from tinker_async.durable.ledger import Ledger
 
 PROGRAM = Path(__file__).parent / "engine_program.py"
 HOME = Path(tinker_async.__file__).parent.parent
-STEPS = 60
 MISCHIEF = ["poison"] * 5 + ["session"] * 2 + ["server"] * 2 + ["me"]
 
 
-def lives(folder: Path, loss: str, backend: str, due: dict[int, str]) -> int:
+def lives(folder: Path, backend: str, due: dict[int, str]) -> int:
     """Start the program until it has come to its end; return how often that took."""
     mischief = [f"{step}:{how}" for step, how in due.items()]
-    command = [sys.executable, str(PROGRAM), str(folder), loss, backend, *mischief]
+    command = [sys.executable, str(PROGRAM), str(folder), backend, *mischief]
     for number in range(1, 5):
         ended = subprocess.run(
             command,
@@ -41,41 +41,51 @@ def lives(folder: Path, loss: str, backend: str, due: dict[int, str]) -> int:
     raise AssertionError("it never came to its end")
 
 
-def found(folder: Path) -> tuple[dict[int, float], dict[str, str]]:
-    """The losses by step, and a digest of each file of the last checkpoint: weights, optimizer."""
+class Found(msgspec.Struct):
+    """What a training came to."""
+
+    losses: dict[int, float]
+    """By step."""
+    files: dict[str, str]
+    """A digest of each file of the last checkpoint: weights, optimizer."""
+
+
+def found(folder: Path, name: str, way: str) -> Found:
     losses = {}
-    for line in (folder / "losses").read_text(encoding="ascii").splitlines():
+    for line in (folder / name / way).read_text(encoding="ascii").splitlines():
         step, loss = line.split()
         losses[int(step)] = float.fromhex(loss)
-    files = [path for path in (folder / "data").rglob("weights/final/*") if path.is_file()]
-    return losses, {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if path.suffix == ".safetensors"
-    }
+    files = [path for path in (folder / "data").rglob(f"weights/{way}-{name}/*") if path.is_file()]
+    return Found(
+        losses,
+        {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+            if path.suffix == ".safetensors"
+        },
+    )
 
 
-@cache
-def undisturbed(loss: str) -> tuple[dict[int, float], dict[str, str]]:
-    folder = Path(mkdtemp())
-    assert 1 == lives(folder, loss, "asyncio", {})
-    return found(folder)
-
-
-@pytest.mark.parametrize("loss", ["cross_entropy", "own"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_run_through_all_kinds_of_death_gives_the_same_bits(
-    tmp_path: Path, loss: str, backend: str
-) -> None:
-    """Five poisoned runs, two dead sessions, the server killed twice and the program once."""
-    steps = random.Random(f"{loss} {backend}").sample(range(1, STEPS), len(MISCHIEF))
-    started = lives(tmp_path, loss, backend, dict(zip(steps, MISCHIEF, strict=True)))
+def test_a_run_through_all_kinds_of_death_gives_the_same_bits(tmp_path: Path, backend: str) -> None:
+    """Five poisoned runs, two dead sessions, the server killed twice and the program once.
 
-    losses, files = found(tmp_path)
-    expected = undisturbed(loss)
+    Two trainings at a time, one with a loss of the user's own; what it cost is in the report.
+    """
+    steps = random.Random(backend).sample(range(1, STEPS), len(MISCHIEF))
+    started = lives(tmp_path, backend, dict(zip(steps, MISCHIEF, strict=True)))
+
     assert 2 == started
-    assert expected[0] == losses
-    assert len(expected[1]) >= 2
-    assert expected[1] == files
-    account = Ledger.read(tmp_path / "run")
-    assert 6 <= sum(one.kind == "recovery" for one in account.recoveries)  # some come together
+    for name in NAMES:
+        expected, own = found(tmp_path, name, "plain"), found(tmp_path, name, "durable")
+        assert set(range(STEPS)) == set(expected.losses)
+        assert expected.losses == own.losses
+        assert len(expected.files) >= 2
+        assert expected.files == own.files
+        report = RunReport.of(Ledger.read(tmp_path / name / "run"))
+        assert 5 <= report.recoveries  # some come together
+        assert (1, 0) == (report.resumes, report.failed)
+        assert 0 < report.steps_replayed < STEPS * len(report.incidents)
+        assert report.seconds_lost > 0
+        said = (tmp_path / name / "report").read_text(encoding="utf-8")
+        assert str(report).splitlines()[1:] == said.splitlines()[1:]  # the first is of its moment

@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import anyio.abc
 import pytest
 from anyio.streams.text import TextReceiveStream
-from durable.toy_training import STEPS, outcome, undisturbed
+from durable.toy_training import outcome, undisturbed
 
 import tinker_async
+from tinker_async import RunReport
 from tinker_async.durable.ledger import Ledger
 from tinker_async.testing import FakeService
 
 PROGRAM = Path(__file__).parent / "program.py"
 BACKENDS = ("asyncio", "trio")
+STEPS = 24
 
 
 class Life:
@@ -56,9 +59,20 @@ class Life:
             if word in (str(step), "ends"):
                 return
 
+    async def ended(self) -> dict[int, float]:
+        """Let it end, and return all the losses that it said."""
+        assert self.process.stdin is not None
+        with suppress(anyio.BrokenResourceError):
+            await self.process.stdin.aclose()
+        await self.until(-1)
+        await self.process.wait()
+        await self.process.aclose()
+        return self.losses
 
-async def life(url: str, run_dir: Path, backend: str, linger_s: float = 0.0) -> Life:
-    command = [sys.executable, str(PROGRAM), url, str(run_dir), str(STEPS), backend, str(linger_s)]
+
+async def life(url: str, run_dir: Path, backend: str) -> Life:
+    """Start the program."""
+    command = [sys.executable, str(PROGRAM), url, str(run_dir), str(STEPS), backend]
     home = Path(tinker_async.__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(home)}
     return Life(await anyio.open_process(command, stderr=subprocess.DEVNULL, env=env))
@@ -66,49 +80,47 @@ async def life(url: str, run_dir: Path, backend: str, linger_s: float = 0.0) -> 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_program_that_is_killed_loses_nothing(tmp_path: Path, backend: str) -> None:
-    """`kill -9` at any step: the next start goes on from the newest checkpoint."""
-    expected = await undisturbed()
+async def test_a_program_that_is_killed_or_ended_loses_nothing(
+    tmp_path: Path, backend: str
+) -> None:
+    """After a kill -9 at any step the next start goes on from the newest checkpoint; at a SIGTERM
+    the step ends, a checkpoint is taken, and the program ends with 143."""
+    expected = await undisturbed(STEPS)
     service, chance = FakeService(hold_s=0.01), random.Random(5)
     losses: dict[int, float] = {}
-    begins = []
     with anyio.fail_after(60):
         async with service.serve() as url:
-            for step in (chance.randrange(12, 25), chance.randrange(35, 55), None):
-                one = await life(url, tmp_path, backend, linger_s=30.0)
-                await one.until(-1 if step is None else step)
-                losses |= one.losses
-                begins.append(one.begins)
-                if step is None:
-                    found = outcome(service, one.model_id, [losses[at] for at in range(STEPS)])
-                one.process.kill()
-                await one.process.wait()
-                await one.process.aclose()
+            killed = await life(url, tmp_path, backend)
+            await killed.until(chance.randrange(5, 9))
+            killed.process.kill()
+            losses |= await killed.ended()
+            ended = await life(url, tmp_path, backend)
+            await ended.until(chance.randrange(12, 17))
+            ended.process.terminate()
+            losses |= await ended.ended()
+            saved = Ledger.read(tmp_path).confirmed
+            last = await life(url, tmp_path, backend)
+            await last.until(-1)
+            found = outcome(
+                service,
+                last.model_id,
+                [(losses | last.losses)[step] for step in range(STEPS)],
+            )
+            await last.ended()
 
-    assert begins[0] == 0
-    assert begins[1] >= 10
-    assert begins[2] >= 30
+    assert [-signal.SIGKILL, 128 + signal.SIGTERM, 0] == [
+        one.process.returncode for one in (killed, ended, last)
+    ]
+    assert 0 == killed.begins
+    assert ended.begins in range(4, max(killed.losses) + 2, 4)
+    asked = next(entry.step for entry in saved if entry.reason == "signal")
+    # Steps that are done while that one is being saved are done again, unless they are saved, too.
+    assert 13 <= asked <= last.begins <= max(ended.losses) + 2
     assert expected == found
-    resumed = [record for record in Ledger.read(tmp_path).recoveries if record.kind == "resume"]
-    assert 2 == len(resumed)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_program_that_is_asked_to_end_saves_first(tmp_path: Path, backend: str) -> None:
-    """At a SIGTERM the step ends, a checkpoint is taken, and the program ends with 143."""
-    service = FakeService(hold_s=0.01, train_s=0.01)
-    with anyio.fail_after(60):
-        async with service.serve() as url:
-            one = await life(url, tmp_path, backend)
-            await one.until(14)
-            one.process.terminate()
-            code = await one.process.wait()
-            await one.until(-1)
-            await one.process.aclose()
-
-    newest = Ledger.read(tmp_path).confirmed[-1]
-    assert 128 + signal.SIGTERM == code
-    assert "signal" == newest.reason
-    assert newest.step in (max(one.losses), max(one.losses) + 1, max(one.losses) + 2)
-    assert newest.step >= 15
+    report = RunReport.of(Ledger.read(tmp_path))
+    assert 2 == report.resumes == len(report.incidents)
+    for before, after, incident in zip(
+        (killed, ended), (ended, last), report.incidents, strict=True
+    ):
+        repeated = max(before.losses) - after.begins
+        assert incident.steps_replayed in (repeated, repeated + 1, repeated + 2)

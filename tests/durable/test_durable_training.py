@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import anyio
 import pytest
 from cancellation.scene import QUICK
 from durable.program import batch
-from durable.toy_training import STEPS, outcome, undisturbed
+from durable.toy_training import STEPS, outcome, training, undisturbed
 
 from tinker_async import AdamParams, CheckpointPolicy, RecoveryPolicy, Session
-from tinker_async.durable.client import DurableTrainingClient
 from tinker_async.durable.ledger import Ledger
 from tinker_async.errors import (
     InvalidInputError,
@@ -23,30 +21,6 @@ from tinker_async.errors import (
     SupersededError,
 )
 from tinker_async.testing import FakeService, faults
-
-AT_ONCE = RecoveryPolicy(
-    enabled=True, max_attempts=5, backoff_s=0.001, max_backoff_s=0.002, poll_interval_s=0.05
-)
-EVERY_10 = CheckpointPolicy(save_every=10)
-
-
-@pytest.fixture
-def fast_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heartbeats that notice at once."""
-    monkeypatch.setattr("tinker_async.session._HEARTBEAT_S", 0.02)
-
-
-def training(
-    session: Session,
-    run_dir: Path,
-    *,
-    checkpoints: CheckpointPolicy = EVERY_10,
-    recovery: RecoveryPolicy = AT_ONCE,
-) -> AbstractAsyncContextManager[DurableTrainingClient]:
-    """A durable training of the toy."""
-    return session.durable_training(
-        run_dir, base_model="toy", rank=4, seed=7, checkpoints=checkpoints, recovery=recovery
-    )
 
 
 class Mischief:

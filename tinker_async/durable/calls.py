@@ -7,19 +7,24 @@ that is lost fails nobody: what was asked of it stays in the journal until a run
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
+import msgspec
 
 from tinker_async.data.custom_loss import LossHandle
 from tinker_async.data.datum import Datum
 from tinker_async.durable.detection import Detector
+from tinker_async.durable.futures import DurableFuture
 from tinker_async.durable.journal import Journal
+from tinker_async.durable.losses import Losses
 from tinker_async.durable.operations import Operation, OperationKind
 from tinker_async.durable.states import Machine, Signal, State
 from tinker_async.errors import (
+    GoneError,
     ModelPoisonedError,
     OperationWithdrawnError,
+    RequestFailedError,
     SessionLostError,
     SupersededError,
     TinkerError,
@@ -27,27 +32,8 @@ from tinker_async.errors import (
 from tinker_async.futures import APIFuture
 from tinker_async.training import TrainingClient
 
-T = TypeVar("T")
-
 _GRADIENTS = frozenset({"forward_backward", "forward_backward_custom"})
 _STEPS = frozenset({"optim_step", "train_step"})
-
-
-class DurableFuture(APIFuture[T]):
-    """A caller's future, which outlives the run that its operation was sent to."""
-
-    __slots__ = ("inner",)
-
-    def __init__(self, operation: str) -> None:
-        super().__init__(operation)
-        self.inner: APIFuture[Any] | None = None
-        """The same operation in the present run; None while it waits for one."""
-
-    def cancel(self) -> bool:
-        """As for any future; in a recovery, what waits for the new run can be withdrawn too."""
-        if self.inner is None:
-            return super().cancel()
-        return not self.done and self.inner.cancel()
 
 
 class Calls:
@@ -65,9 +51,12 @@ class Calls:
         self._journal = journal
         self._machine = machine
         self._on_settled = on_settled
-        self._held: list[tuple[Operation, BaseException]] = []
-        self._losses: dict[int, tuple[LossHandle, LossHandle]] = {}
-        """By `id` of the handle that the user has: itself, and what the present session calls it."""
+        self._held: list[tuple[Operation, APIFuture[Any]]] = []
+        """What is not settled before it is known whether the run is lost."""
+        self.losses = Losses()
+        """Custom ones."""
+        self.is_asking = False
+        """Whether a call of the durable training is being sent: what is refused then, waits."""
         self._changed = anyio.Event()
         self.client: TrainingClient
         """Of the present run; one that is retired while there is none."""
@@ -101,6 +90,7 @@ class Calls:
         if self.closed is not None:
             raise self.closed
         inner: APIFuture[Any] | None = None
+        self.is_asking = True
         try:
             inner = self.asked(self.client, kind, arguments, data)
         except (SupersededError, SessionLostError, ModelPoisonedError) as error:
@@ -108,6 +98,8 @@ class Calls:
                 raise
             if not isinstance(error, SupersededError):
                 self.detector.note_failure(error)
+        finally:
+            self.is_asking = False
         future: DurableFuture[Any] = DurableFuture(kind)
         future.on_settled(self._on_settled)
         operation = self._journal.record(
@@ -138,26 +130,28 @@ class Calls:
         """Ask a run for an operation, in the words of its session."""
         loss_fn = arguments.get("loss_fn")
         if isinstance(loss_fn, LossHandle):
-            own = self._losses.setdefault(id(loss_fn), (loss_fn, loss_fn))[1]
-            arguments = {**arguments, "loss_fn": own}
+            arguments = {**arguments, "loss_fn": self._own(loss_fn, client)}
         method = getattr(client, kind)
         future: APIFuture[Any] = method(**arguments) if data is None else method(data, **arguments)
+        if isinstance(loss_fn, LossHandle):
+            self.losses.note_used(loss_fn)
         return future
 
-    def losses(self) -> list[LossHandle]:
-        """Return the handles of custom losses that were used so far."""
-        return [first for first, _ in self._losses.values()]
-
-    def adopt(self, handle: LossHandle, own: LossHandle) -> None:
-        """Let a handle stand for what the present session calls the same loss."""
-        self._losses[id(handle)] = (handle, own)
+    def _own(self, handle: LossHandle, client: TrainingClient) -> LossHandle:
+        session_id = client._session_id  # noqa: SLF001  # of a client that it has made
+        own = self.losses.own(handle, session_id)
+        is_retired = client is self.client and not self._machine.state.admits_work
+        if is_retired and own.session_id != session_id:
+            # It checks the data and sends nothing: let it not mind whose loss this is.
+            own = msgspec.structs.replace(own, session_id=session_id)
+        return own
 
     # Results
 
     def follow(self, operation: Operation, inner: APIFuture[Any]) -> None:
         """Settle a call with what becomes of it in the present run."""
         if isinstance(operation.future, DurableFuture):
-            operation.future.inner = inner
+            operation.future.take(inner)
 
         def settled(_: APIFuture[Any]) -> None:
             self._settled(operation, inner)
@@ -173,12 +167,14 @@ class Calls:
             return
         if isinstance(operation.future, DurableFuture):
             operation.future.inner = None
-        if error is None:
+        if error is None and self.has_hole:
+            self._held.append((operation, inner))  # of a model that lacks what is before it
+        elif error is None:
             self._answered(operation, inner)
         elif isinstance(error, OperationWithdrawnError) or not self._is_sign(error):
-            self._fail(operation, error)
+            self.fail(operation, error)
         else:
-            self._held.append((operation, error))
+            self._held.append((operation, inner))
 
     def _is_sign(self, error: BaseException) -> bool:
         return self.detector is not None and self.detector.note_failure(error)
@@ -196,7 +192,8 @@ class Calls:
         if future is not None:
             future.resolve(value)
 
-    def _fail(self, operation: Operation, error: BaseException) -> None:
+    def fail(self, operation: Operation, error: BaseException) -> None:
+        """Settle a call with an error of its own."""
         future = operation.future
         if isinstance(error, OperationWithdrawnError):
             self._journal.withdraw(operation)
@@ -215,6 +212,19 @@ class Calls:
 
     # Losses of the run
 
+    @property
+    def has_hole(self) -> bool:
+        """Whether a change of the model was not made, while later ones may have been.
+
+        What an operation fails with by itself is no hole: it would again.
+        """
+        return any(
+            operation.changes_model
+            and inner.error is not None
+            and not isinstance(inner.error, RequestFailedError)
+            for operation, inner in self._held
+        )
+
     def lost(self) -> None:
         """Forget what failed with the run: it will be answered by the next one."""
         self._held.clear()
@@ -223,10 +233,14 @@ class Calls:
                 operation.future.inner = None
 
     def all_clear(self) -> None:
-        """Fail what failed, for the run is well."""
+        """Settle what was held, for the run is well: what failed, failed by itself."""
         held, self._held = self._held, []
-        for operation, error in held:
-            self._fail(operation, error)
+        for operation, inner in held:
+            error = inner.error
+            if error is None:
+                self._answered(operation, inner)
+            else:
+                self.fail(operation, error)
 
     def close(self, reason: TinkerError) -> None:
         """Take no more calls, and fail those whose callers wait."""
@@ -243,13 +257,42 @@ class Calls:
         """Wake whoever waits for calls, or for the run."""
         self._changed.set()
 
+    async def present(self) -> TrainingClient:
+        """Return the client of the present run; in a recovery, wait for it.
+
+        Raises:
+            TinkerError: The durable training is over.
+        """
+        while not self._machine.state.admits_work and self.closed is None:
+            await self._change()
+        if self.closed is not None:
+            raise self.closed
+        return self.client
+
+    async def is_lost(self, client: TrainingClient, error: TinkerError) -> bool:
+        """Wait until it is known whether a question to a run failed since that was lost."""
+        detector = self.detector
+        if detector is None or not isinstance(error, (GoneError, SessionLostError)):
+            return False
+        if client is self.client:
+            detector.note_failure(error)
+        while client is self.client and self.closed is None:
+            if self._machine.state is State.HEALTHY and detector.suspicion is None:
+                return False  # the alarm was false
+            await self._change()
+        return True
+
+    async def _change(self) -> None:
+        if self._changed.is_set():
+            self._changed = anyio.Event()
+        await self._changed.wait()
+
     async def settled(self) -> None:
         """Wait until no caller waits, and the run is well or over."""
         while self._journal.pending or self._machine.state is not State.HEALTHY:
             if self._machine.state.is_over or self.closed is not None:
                 return
-            self._changed = anyio.Event()
-            await self._changed.wait()
+            await self._change()
 
 
 def metrics_of(value: Any) -> dict[str, float] | None:

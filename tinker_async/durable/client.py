@@ -6,7 +6,7 @@ at no other moment; so every checkpoint is a place from which the program gives 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import anyio
@@ -19,9 +19,11 @@ from tinker_async.durable.checkpoint_policy import CheckpointPolicy
 from tinker_async.durable.methods import TrainingMethods, check_steps
 from tinker_async.durable.operations import OperationKind
 from tinker_async.durable.random_state import capture, kind_of, restore
+from tinker_async.durable.reached import Reached
 from tinker_async.durable.records import CheckpointEntry, check_json
+from tinker_async.durable.report import RunReport
 from tinker_async.durable.saving import Boundary, Saver
-from tinker_async.errors import InvalidInputError
+from tinker_async.errors import InvalidInputError, TinkerError
 from tinker_async.futures import APIFuture
 from tinker_async.training import TrainingClient
 
@@ -47,11 +49,13 @@ class DurableTrainingClient(TrainingMethods):
         saver: Saver,
         policy: CheckpointPolicy,
         entry: CheckpointEntry | None,
+        reached: Reached,
     ) -> None:
         self._calls = calls
         self._saver = saver
         self._policy = policy
         self._entry = entry
+        self._reached = reached
         self._tracked: dict[str, Any] = {}
         self._stepping = False
         self._epoch = 0 if entry is None else entry.epoch
@@ -87,6 +91,19 @@ class DurableTrainingClient(TrainingMethods):
         if kind in _STEPS and not self._stepping:
             self.end_step()
         return future
+
+    async def _asked(self, ask: Callable[[TrainingClient], Awaitable[T]]) -> T:
+        while True:
+            client = await self._calls.present()
+            try:
+                return await ask(client)
+            except TinkerError as error:
+                if not await self._calls.is_lost(client, error):
+                    raise
+
+    def report(self) -> RunReport:
+        """Return what the run went through so far, in earlier programs too, and what that cost."""
+        return RunReport.of(self._saver.ledger.account)
 
     # Where the program stands
 
@@ -168,6 +185,7 @@ class DurableTrainingClient(TrainingMethods):
         calls = self._calls
         calls.step += 1
         calls.is_between = True
+        self._reached.note(calls.step)
         self.boundary = Boundary(
             step=calls.step,
             epoch=self._epoch,

@@ -19,6 +19,7 @@ from tinker_async.durable.states import Machine
 from tinker_async.errors import LedgerError, RecoveryExhaustedError, TinkerError
 from tinker_async.events import DurableEvent, Events
 from tinker_async.logs import log
+from tinker_async.training import TrainingClient
 
 
 class Incident:
@@ -175,10 +176,6 @@ class Incident:
         what = f"{steps} steps, {operations} operations repeated"
         self._note(f"run {new_run_id} went on from {where}: {what}")
         await self._put_down(new_run_id, candidate, operations=operations, steps=steps)
-        hook = self._policy.on_recovery
-        if hook is not None:
-            found = candidate or Candidate("", None)
-            await self._hooked("on_recovery", lambda: hook(self.run_id, new_run_id, found))
 
     async def _put_down(
         self,
@@ -209,6 +206,11 @@ class Incident:
         except LedgerError as failure:
             log.warning("ledger_not_written", message=failure.message)
 
+    def not_chosen(self, error: BaseException) -> None:
+        """The policy's own strategy failed, so that nothing is chosen."""
+        self.last = error
+        self._note(f"strategy {self._policy.strategy_name} failed: {type(error).__name__}: {error}")
+
     # The end
 
     def cancelled(self) -> None:
@@ -236,6 +238,16 @@ class Incident:
         )
         error.__cause__ = self.last
         return error
+
+    # Hooks
+
+    async def success_hook(
+        self, old: TrainingClient, new: TrainingClient, candidate: Candidate | None
+    ) -> None:
+        """Call the policy's `on_recovery`."""
+        hook = self._policy.on_recovery
+        if hook is not None:
+            await self._hooked("on_recovery", lambda: hook(old, new, candidate))
 
     async def fail_hook(self, error: RecoveryExhaustedError) -> None:
         """Call the policy's `on_failure`."""

@@ -6,11 +6,13 @@ used as soon as it is there; what is raised says whether the checkpoint or the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from tinker_async.api.progress import DEFAULT
 from tinker_async.data.optimizers import OptimizerConfig, family_of
 from tinker_async.data.params import LoraConfig
 from tinker_async.durable.records import CheckpointEntry
@@ -94,7 +96,7 @@ class Maker:
             plan.lora,
             plan.metadata,
             optimizer=plan.optimizer,
-            timeout=None,
+            timeout=DEFAULT,
             retry=None,
         )
 
@@ -123,7 +125,7 @@ class Maker:
                 metadata=plan.metadata,
                 optimizer=None if self._restore_optimizer else plan.optimizer,
             ),
-            timeout=None,
+            timeout=DEFAULT,
             retry=None,
         )
 
@@ -142,10 +144,18 @@ class Maker:
         if objection is not None:
             raise InvalidInputError(str(objection), field="checkpoint")
 
-    def retire(self, client: TrainingClient, reason: SupersededError) -> None:
-        """Let a client go whose run was replaced: all that it is asked from now on raises."""
+    def retire(
+        self, client: TrainingClient, reason: SupersededError, on_refused: Callable[[str], None]
+    ) -> None:
+        """Let a client go whose run was replaced: all that it is asked from now on raises.
+
+        Args:
+            client: It.
+            reason: What it raises.
+            on_refused: Called with the name of each operation that it is asked for.
+        """
         lane = client._lane  # noqa: SLF001  # the seam for this
-        lane.close(reason)
+        lane.close(reason, on_refused)
         parts = self._renewal.parts
         if parts is not None:
             parts.trainers.lanes.pop(lane.model_id, None)

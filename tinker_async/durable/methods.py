@@ -6,9 +6,9 @@ it puts the call down with its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinker_async.api.progress import DEFAULT, Timeout
 from tinker_async.api.retry import RetryPolicy
@@ -37,6 +37,8 @@ from tinker_async.training import TrainingClient, TrainStepResponse
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+T = TypeVar("T")
+
 
 class TrainingMethods:
     """`TrainingClient`'s methods, over `_call`; see there for what they do."""
@@ -52,6 +54,10 @@ class TrainingMethods:
         arguments: Mapping[str, Any],
         data: Sequence[Datum] | None = None,
     ) -> APIFuture[Any]:
+        raise NotImplementedError
+
+    async def _asked(self, ask: Callable[[TrainingClient], Awaitable[T]]) -> T:
+        """Ask the present run for something that is in no queue; in a recovery, the next one."""
         raise NotImplementedError
 
     def forward(
@@ -213,9 +219,16 @@ class TrainingMethods:
         retry: RetryPolicy | None = None,
     ) -> SamplingClient:
         """As `TrainingClient.create_sampling_client`; it lives with its session."""
-        return await self.client.create_sampling_client(
-            model_path, record_stability_info=record_stability_info, timeout=timeout, retry=retry
-        )
+
+        async def ask(client: TrainingClient) -> SamplingClient:
+            return await client.create_sampling_client(
+                model_path,
+                record_stability_info=record_stability_info,
+                timeout=timeout,
+                retry=retry,
+            )
+
+        return await self._asked(ask)
 
     @property
     def model_id(self) -> str:
@@ -238,7 +251,7 @@ class TrainingMethods:
         retry: RetryPolicy | None = None,
     ) -> GetInfoResponse:
         """As `TrainingClient.get_info`, of the present run."""
-        return await self.client.get_info(timeout=timeout, retry=retry)
+        return await self._asked(lambda client: client.get_info(timeout=timeout, retry=retry))
 
     async def get_tokenizer(
         self,
@@ -248,7 +261,9 @@ class TrainingMethods:
         retry: RetryPolicy | None = None,
     ) -> Tokenizer:
         """As `TrainingClient.get_tokenizer`."""
-        return await self.client.get_tokenizer(folder, timeout=timeout, retry=retry)
+        return await self._asked(
+            lambda client: client.get_tokenizer(folder, timeout=timeout, retry=retry)
+        )
 
 
 def check_steps(total: int) -> int:

@@ -36,6 +36,11 @@ class Start(msgspec.Struct, frozen=True, eq=False):
         return None if self.candidate is None else self.candidate.entry
 
     @property
+    def step(self) -> int:
+        """Steps that are in it."""
+        return 0 if self.entry is None else self.entry.step
+
+    @property
     def mark(self) -> int | None:
         """For `Journal.mark_loaded`: 0 is a checkpoint that is not of this run."""
         if self.candidate is None:
@@ -50,8 +55,17 @@ async def started(
     checkpoints: CheckpointPolicy,
     recovery: RecoveryPolicy,
     events: Events,
+    reached: int = 0,
 ) -> Start:
     """Make the model of a run, or load it.
+
+    Args:
+        disk: The record.
+        maker: Makes runs.
+        checkpoints: By which the best is known.
+        recovery: What is tried first.
+        events: Of the session.
+        reached: The step that the last program had come to.
 
     Raises:
         RecoveryExhaustedError: There are checkpoints, and none can be used.
@@ -61,7 +75,8 @@ async def started(
     await _settle_pending(disk, maker)
     account = disk.ledger.account
     was_begun = bool(account.confirmed)
-    generation = account.generation + 1 if account.entries or account.recoveries else 1
+    is_again = bool(account.entries or account.recoveries or reached)
+    generation = account.generation + 1 if is_again else 1
     candidates = choose(
         account.entries,
         recovery,
@@ -83,11 +98,14 @@ async def started(
             last = error
             continue
         start = Start(client, candidate, generation)
-        await _told(start, disk, events, anyio.current_time() - began_s)
+        await _told(start, disk, events, reached, anyio.current_time() - began_s)
         return start
     if was_begun or candidates:
         raise _exhausted(history, account.confirmed) from last
-    return Start(await maker.anew(), None, generation)
+    start = Start(await maker.anew(), None, generation)
+    if is_again:
+        await _told(start, disk, events, reached, anyio.current_time() - began_s)
+    return start
 
 
 async def _settle_pending(disk: Disk, maker: Maker) -> None:
@@ -100,7 +118,7 @@ async def _settle_pending(disk: Disk, maker: Maker) -> None:
             await disk.call(disk.ledger.confirm, entry.number, path)
 
 
-async def _told(start: Start, disk: Disk, events: Events, seconds: float) -> None:
+async def _told(start: Start, disk: Disk, events: Events, reached: int, seconds: float) -> None:
     entry, path = start.entry, None if start.candidate is None else start.candidate.path
     record = RecoveryRecord(
         kind="resume",
@@ -109,12 +127,13 @@ async def _told(start: Start, disk: Disk, events: Events, seconds: float) -> Non
         to_run=start.client.model_id,
         checkpoint=None if entry is None else entry.number,
         cause="the program was started again",
+        steps_replayed=max(reached - start.step, 0),
         seconds=seconds,
     )
     await disk.call(disk.ledger.recovered, record)
     event = RunResumed(
         run_id=start.client.model_id,
-        step=0 if entry is None else entry.step,
+        step=start.step,
         checkpoint=path,
         generation=start.generation,
     )

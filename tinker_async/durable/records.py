@@ -119,6 +119,7 @@ class RecoveryRecord(msgspec.Struct, frozen=True, kw_only=True, tag="recovery", 
     outcome: Literal["completed", "failed"] = "completed"
     error: str | None = None
     steps_replayed: int = 0
+    """Steps that were complete and are computed again, by the client or by the new program."""
     operations_replayed: int = 0
     seconds: float = 0.0
     """From the loss being noticed to work going on."""

@@ -7,7 +7,7 @@ come the others, newest first, so that one bad checkpoint does not end a run.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -17,11 +17,17 @@ from tinker_async.durable.checkpoint_policy import Mode, by_value
 from tinker_async.durable.records import CheckpointEntry
 from tinker_async.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from tinker_async.training import TrainingClient
+
 Choice: TypeAlias = Callable[[Sequence[CheckpointEntry]], Sequence[CheckpointEntry]]
 """A strategy of one's own: from what is there, newest first, to what is tried, in order."""
 
-OnRecovery: TypeAlias = Callable[[str, str, "Candidate"], Awaitable[None] | None]
-"""Called after a recovery: the old run's id, the new one's, and what it went on from."""
+OnRecovery: TypeAlias = Callable[
+    ["TrainingClient", "TrainingClient", "Candidate | None"], Awaitable[None] | None
+]
+"""Called after a recovery: the client of the run that was lost, that of the new one, and the
+checkpoint that it went on from (None is the model as it was made)."""
 OnFailure: TypeAlias = Callable[[str, BaseException], Awaitable[None] | None]
 """Called when there is nothing left to try: the run's id, and the error that leaves the block."""
 
@@ -42,16 +48,20 @@ class RecoveryPolicy(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             else tells of a loss.
         strategy: Which checkpoint is tried first: the `latest`, the `best` by the checkpoint
             policy's metric, the `specific` one of `specific_path`, or a function that is given
-            the confirmed checkpoints, newest first, and returns those to try, in order. After
-            a named strategy's choice the others follow, newest first.
+            the confirmed checkpoints, newest first, and returns those to try, in order; it is
+            not asked where there are none. After the `best` come the next best; after the other
+            two the rest, newest first.
         specific_path: For `specific`: a path of `save_state`.
         restore_optimizer: Load the optimizer's state too; without it the run goes on, but not as
             it would have.
-        on_recovery: Called after a recovery with the old run's id, the new one's and the
-            `Candidate`; may be a coroutine function. What it raises is told as an event and
-            changes nothing.
-        on_failure: Called with the run's id and the error when all attempts are used up.
-        hook_time_s: How long each of the two may take, in seconds.
+        on_recovery: Called after a recovery, while work goes on, with the client of the lost run
+            (which refuses all operations), that of the new one, and the `Candidate` it went on
+            from (None is the model as it was made). May be a coroutine function. What it raises is
+            told as an event (`RecoveryFailed` with `stage="on_recovery"`) and changes nothing.
+        on_failure: Called with the run's id and the error when all attempts are used up, before
+            the error leaves the block; otherwise like `on_recovery`.
+        hook_time_s: How long each of the two may take, in seconds; then it is cancelled. The next
+            loss of the same run waits for it.
         concurrency: How many runs of a session may be in recovery at a time.
         fallback: How many checkpoints before the newest confirmed one a living program can go
             back to: so long the operations since then are kept.
@@ -194,7 +204,7 @@ def _ordered(
     if isinstance(policy.strategy, str):
         first = by_value(there, metric, mode) if policy.strategy == "best" else []
         return [*first, *(entry for entry in there if entry not in first)]
-    chosen: list[Any] = list(policy.strategy(tuple(there)))
+    chosen: list[Any] = list(policy.strategy(tuple(there))) if there else []
     strange = [one for one in chosen if one not in there]
     if strange:
         raise InvalidInputError(

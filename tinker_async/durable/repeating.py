@@ -50,7 +50,13 @@ async def repeat(replay: Replay, client: TrainingClient, *, calls: Calls, from_s
         if operation is not None:
             first = operation.metrics if operation.step < last_compared else None
             data = await _data_of(operation)
-            inner = calls.asked(client, operation.kind, operation.arguments, data)
+            try:
+                inner = calls.asked(client, operation.kind, operation.arguments, data)
+            except InvalidInputError as error:
+                if operation.outcome != "pending":
+                    raise
+                calls.fail(operation, error)  # called during the recovery: it was not sent before
+                continue
             calls.follow(operation, inner)
             under_way.append((operation, first, inner))
         elif under_way:

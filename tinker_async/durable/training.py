@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import SystemRandom
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,22 +22,24 @@ import msgspec
 from tinker_async.data.optimizers import OptimizerConfig, config_to_send
 from tinker_async.data.params import LoraConfig
 from tinker_async.durable import settings
+from tinker_async.durable.attempts import Means
 from tinker_async.durable.calls import Calls
 from tinker_async.durable.checkpoint_policy import CheckpointPolicy
 from tinker_async.durable.client import DurableTrainingClient
 from tinker_async.durable.journal import Journal
+from tinker_async.durable.leaving import Leaving
 from tinker_async.durable.ledger import Ledger
 from tinker_async.durable.making import Maker, ModelPlan, described
 from tinker_async.durable.opening import Start, started
+from tinker_async.durable.reached import Reached
 from tinker_async.durable.recovering import Recovery
 from tinker_async.durable.recovery_policy import RecoveryPolicy
 from tinker_async.durable.saving import Disk, Saver
-from tinker_async.durable.states import Machine, State
+from tinker_async.durable.states import Machine
 from tinker_async.errors import (
     ConfigError,
     InvalidInputError,
     RecoveryExhaustedError,
-    SessionClosedError,
 )
 from tinker_async.lone_errors import lone_errors
 from tinker_async.renewal import Renewal, Seat
@@ -131,7 +132,9 @@ async def durable_training(
             metadata=dict(arguments.metadata) if arguments.metadata else None,
         )
         maker = Maker(renewal, plan, restore_optimizer=arguments.recovery.restore_optimizer)
-        block = _Block(renewal, arguments, disk, maker)
+        reached = await disk.call(Reached, arguments.run_dir)
+        stack.callback(reached.close)
+        block = _Block(renewal, arguments, disk, maker, reached)
         async with block.entered() as trainer:
             yield trainer
 
@@ -139,7 +142,14 @@ async def durable_training(
 class _Block:
     """The parts of one durable training, while its block is open."""
 
-    def __init__(self, renewal: Renewal, arguments: Arguments, disk: Disk, maker: Maker) -> None:
+    def __init__(
+        self,
+        renewal: Renewal,
+        arguments: Arguments,
+        disk: Disk,
+        maker: Maker,
+        reached: Reached,
+    ) -> None:
         self._renewal = renewal
         self._arguments = arguments
         self._disk = disk
@@ -148,8 +158,9 @@ class _Block:
         self._saver: Saver
         self._machine: Machine
         self._trainer: DurableTrainingClient
+        self._leaving: Leaving
+        self._reached = reached
         self._exhausted: RecoveryExhaustedError | None = None
-        self._terminated = False
 
     @asynccontextmanager
     async def entered(self) -> AsyncIterator[DurableTrainingClient]:
@@ -162,6 +173,7 @@ class _Block:
             checkpoints=arguments.checkpoints,
             recovery=arguments.recovery,
             events=events,
+            reached=self._reached.before,
         )
         self._machine = Machine(arguments.recovery.max_attempts, start.generation)
         fallback = arguments.recovery.fallback
@@ -175,8 +187,8 @@ class _Block:
                     if arguments.recovery.enabled:
                         await tasks.start(self._watch, journal, start)
                     if arguments.checkpoints.on_exit:
-                        tasks.start_soon(self._mind_signals, tasks.cancel_scope)
-                    async with self._left_in_order():
+                        tasks.start_soon(self._leaving.mind_signals, tasks.cancel_scope)
+                    async with self._leaving.in_order():
                         yield self._trainer
                     tasks.cancel_scope.cancel()
         except RecoveryExhaustedError as error:
@@ -185,7 +197,7 @@ class _Block:
             raise self._exhausted from error
         if self._exhausted is not None:
             raise self._exhausted
-        if self._terminated:
+        if self._leaving.is_terminated:
             raise SystemExit(_TERMINATED)
 
     def _assemble(self, start: Start, journal: Journal, tasks: anyio.abc.TaskGroup) -> None:
@@ -207,7 +219,17 @@ class _Block:
         entries = self._disk.ledger.account.entries
         saver.state = arguments.checkpoints.state_from(entries, now_s=anyio.current_time())
         saver.parent = None if entry is None else entry.number
-        self._trainer = DurableTrainingClient(calls, saver, arguments.checkpoints, entry)
+        self._trainer = DurableTrainingClient(
+            calls, saver, arguments.checkpoints, entry, self._reached
+        )
+        self._leaving = Leaving(
+            self._trainer,
+            calls=calls,
+            saver=saver,
+            machine=self._machine,
+            policy=arguments.checkpoints,
+            grace_s=arguments.grace_s,
+        )
 
     # Losses
 
@@ -237,7 +259,7 @@ class _Block:
         if turn is None:
             turn = anyio.CapacityLimiter(arguments.recovery.concurrency)
             _turns[self._renewal] = turn
-        return Recovery(
+        means = Means(
             policy=arguments.recovery,
             checkpoints=arguments.checkpoints,
             calls=self._calls,
@@ -247,65 +269,13 @@ class _Block:
             machine=self._machine,
             maker=self._maker,
             seat=seat,
-            turn=turn,
             events=self._maker.parts.caller.events,
         )
+        return Recovery(means, turn)
 
     def _session_lost(self, loss: Any) -> None:
+        parts = self._renewal.parts
+        if parts is not None:
+            self._calls.losses.know(parts.custom_losses.made)
         if self._calls.detector is not None:
             self._calls.detector.note_loss(loss)
-
-    # The end
-
-    @asynccontextmanager
-    async def _left_in_order(self) -> AsyncIterator[None]:
-        try:
-            yield
-            await self._calls.settled()
-            await self._save_at_end()
-            await self._calls.settled()
-        except BaseException:
-            if self._exhausted is None and not self._terminated:
-                with anyio.move_on_after(self._arguments.grace_s, shield=True):
-                    await self._save_at_end()
-            raise
-        finally:
-            ended = SessionClosedError("the durable training's block has ended")
-            if self._calls.closed is None:
-                self._calls.close(ended)
-
-    async def _save_at_end(self, *, by_signal: bool = False) -> None:
-        """Save the last step that has ended, if the policy wants that and no save has it."""
-        await self._saver.idle()
-        trainer, saver = self._trainer, self._saver
-        reason = self._arguments.checkpoints.due_at_end(
-            saver.state, step=trainer.step, signal=by_signal
-        )
-        if reason is not None and saver.can_save and self._machine.state is State.HEALTHY:
-            saver.begin(trainer.boundary, reason)
-            await saver.idle()
-
-    async def _mind_signals(self, scope: anyio.CancelScope) -> None:
-        """At a SIGTERM, let the step end, save it, and end the block. Main thread only."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        with (
-            suppress(NotImplementedError),  # systems whose loops know no signals
-            anyio.open_signal_receiver(signal.SIGTERM) as signals,
-        ):
-            async for _ in signals:
-                break
-            with anyio.move_on_after(self._arguments.grace_s):
-                await self._save_by_signal()
-            self._terminated = True
-            scope.cancel()
-
-    async def _save_by_signal(self) -> None:
-        """Save the last step that has ended, or else the next one that does."""
-        trainer, ledger = self._trainer, self._disk.ledger
-        at = trainer.step
-        trainer.ending = True
-        await self._save_at_end(by_signal=True)
-        while at > 0 and not any(entry.step >= at for entry in ledger.account.confirmed):
-            await trainer.next_step()
-            await self._saver.idle()
