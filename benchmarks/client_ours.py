@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
+import random
 import ssl
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -252,29 +255,107 @@ async def steps(task: dict[str, Any]) -> dict[str, Any]:
     async with _session(task) as session:
         trainer = await session.create_lora_training_client(task.get("model", "stub"), rank=8)
         data = _data(2, 16) if task.get("model") is None else _small_data()
-        adam = ta.AdamParams(learning_rate=1e-4)
-
-        async def run(number: int) -> None:
-            under_way: list[Any] = []
-            for _ in range(number):
-                under_way.append(trainer.forward_backward(data, "cross_entropy"))
-                under_way.append(trainer.optim_step(adam))
-                if len(under_way) >= 2 * task["window"]:
-                    await under_way.pop(0)
-                    await under_way.pop(0)
-            for future in under_way:
-                await future
-
-        await run(task["warm_up"])
-        gc.collect()
-        meter = measure.Meter()
-        meter.start()
-        await run(task["number"])
-        used = meter.stop()
+        used = await _train(trainer, task, itertools.repeat(data))
     return {
         "cpu_ms_per_step": 1e3 * used["cpu_s"] / task["number"],
         "steps_per_s": task["number"] / used["wall_s"],
     }
+
+
+async def _train(
+    trainer: ta.TrainingClient | ta.DurableTrainingClient,
+    task: dict[str, Any],
+    batches: Iterator[list[ta.Datum]],
+) -> dict[str, float]:
+    """Make pipelined steps; return what those after the warm-up took."""
+    adam = ta.AdamParams(learning_rate=1e-4)
+
+    async def run(number: int) -> None:
+        under_way: list[Any] = []
+        for step in range(number):
+            under_way.append(trainer.forward_backward(next(batches), "cross_entropy"))
+            if isinstance(trainer, ta.DurableTrainingClient):
+                trainer.position = {"batch": step}
+            under_way.append(trainer.optim_step(adam))
+            if len(under_way) >= 2 * task["window"]:
+                await under_way.pop(0)
+                await under_way.pop(0)
+        for future in under_way:
+            await future
+
+    await run(task["warm_up"])
+    gc.collect()
+    meter = measure.Meter()
+    meter.start()
+    await run(task["number"])
+    return meter.stop()
+
+
+async def durable_steps(task: dict[str, Any]) -> dict[str, Any]:
+    """CPU of the same steps on a plain client and in durable trainings, in turns.
+
+    Both in one process, since the difference is smaller than that between two of them. Each durable
+    turn has a block of its own: what its journal holds is gone when a plain one begins.
+    """
+    chance = random.Random(0)
+    batches = itertools.cycle([_data(task["rows"], task["tokens"]) for _ in range(8)])
+    cost: dict[str, list[float]] = {"plain": [], "durable": []}
+    with tempfile.TemporaryDirectory() as folder:
+        async with _session(task) as session:
+            plain = await session.create_lora_training_client("stub", rank=8)
+            for number in range(task["rounds"]):
+                for who in chance.sample(sorted(cost), 2):
+                    if who == "plain":
+                        used = await _train(plain, task, batches)
+                    else:
+                        async with _durable(session, f"{folder}/{number}", task) as trainer:
+                            trainer.track("data", random.Random(0))
+                            used = await _train(trainer, task, batches)
+                    cost[who].append(1e3 * used["cpu_s"] / task["number"])
+    ratios = [one / other for one, other in zip(cost["durable"], cost["plain"], strict=True)]
+    return {
+        "ratio": measure.percentile(ratios, 50),
+        "plain_ms": measure.percentile(cost["plain"], 50),
+        "durable_ms": measure.percentile(cost["durable"], 50),
+    }
+
+
+def _durable(
+    session: ta.Session, folder: str, task: dict[str, Any]
+) -> AbstractAsyncContextManager[ta.DurableTrainingClient]:
+    """A durable training that saves each so many steps, or not at all."""
+    every = task["save_every"]
+    policy = ta.CheckpointPolicy(
+        strategy="steps" if every else "last", save_every=every or 1, keep_last=2, on_exit=False
+    )
+    return session.durable_training(folder, base_model="stub", rank=8, checkpoints=policy)
+
+
+async def durable_memory(task: dict[str, Any]) -> dict[str, Any]:
+    """Memory of a training whose every step has new data: its peak, and after each quarter.
+
+    `save_every` is None for a plain client, and 0 for a durable training without checkpoints.
+    """
+    quarter = {**task, "number": task["number"] // 4, "warm_up": 0}
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        async with _session(task) as session, AsyncExitStack() as stack:
+            trainer: ta.TrainingClient | ta.DurableTrainingClient
+            if task["save_every"] is None:
+                trainer = await session.create_lora_training_client("stub", rank=8)
+            else:
+                block = _durable(session, f"{folder}/run", task)
+                trainer = await stack.enter_async_context(block)
+            batches = (_data(task["rows"], task["tokens"]) for _ in itertools.count())
+            await _train(trainer, {**quarter, "number": task["warm_up"]}, batches)
+            measure.forget_peak()
+            before = measure.memory_mb()
+            for number in range(1, 5):
+                await _train(trainer, quarter, batches)
+                found[f"quarter_{number}_mb"] = measure.memory_mb()
+                found[f"peak_{number}_mb"] = measure.peak_memory_mb() - before
+    growth = found["quarter_4_mb"] / found["quarter_2_mb"]
+    return {**found, "growth": growth}
 
 
 def _small_data() -> list[ta.Datum]:
@@ -358,6 +439,8 @@ _SCENARIOS = {
     "held_polls": held_polls,
     "forward_backward": forward_backward,
     "steps": steps,
+    "durable_steps": durable_steps,
+    "durable_memory": durable_memory,
     "idle": idle,
     "encoding": encoding,
     "calibrated_samples": calibrated_samples,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from support.leaks import pytest_configure, pytest_runtest_makereport  # noqa: F401  # hooks
 from support.loops import USUAL
+
+# A shell's background job ignores Ctrl-C and so would all processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Properties meet the same examples in each run, so that a change is judged by what it changes;
 # `make fuzz` draws others.

@@ -210,8 +210,11 @@ class APIFuture(Progress, Generic[T]):
         if self._results_scope is not None:
             self._results_scope.cancel()
         self._wake_readers()
-        if self._on_settled is not None:
-            self._on_settled(self)
+        # Let go of whoever is told: they may hold us, and a result should not wait for the cycle
+        # collector, for it can be large.
+        told, self._on_settled, self._on_queue_state = self._on_settled, None, None
+        if told is not None:
+            told(self)
 
     @property
     def error(self) -> BaseException | None:

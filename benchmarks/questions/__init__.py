@@ -12,6 +12,7 @@ CLIENT = (
     "encoding",
     "loop_stalls",
     "pipelined_steps",
+    "durable_overhead",
     "threads",
     "imports",
     "installed_size",

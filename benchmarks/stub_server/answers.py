@@ -33,8 +33,11 @@ _MODEL = re.compile(rb'"base_model"\s*:\s*"([^"]*)"')
 _MODEL_SEQ = re.compile(rb'"model_seq_id"\s*:\s*(\d+)')
 _REQUEST = re.compile(rb'"request_id"\s*:\s*"([^"]*)"')
 _CURSOR = re.compile(rb'"prev_cursor"\s*:\s*(\d+)')
+_NAME = re.compile(rb'"path"\s*:\s*"([^"]*)"')
 _NONE_YET_NS = 20_000_000
 _VOCABULARY = 49_152
+_RUN = "s-1:train:0"
+"""The only run; any other's requests are taken for its."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,10 @@ class Desk:
     def optim_step(self, _: Asked) -> Answer:
         return _json({"request_id": f"step {self._next()}"})
 
+    def save_weights(self, asked: Asked) -> Answer:
+        found = _NAME.search(asked.body)
+        return _json({"request_id": f"saved {found[1].decode() if found else self._next()}"})
+
     def retrieve_future(self, asked: Asked) -> Answer:
         found = _REQUEST.search(asked.body)
         if found is None:
@@ -205,9 +212,16 @@ class Desk:
         if kind == b"output":
             lengths = self._outputs[int(numbers[0])]
             return Answer(_output(lengths, asked.wants_protobuf), asked.wants_protobuf)
-        if kind == b"model":
-            return _json({"type": "create_model", "model_id": f"s-1:train:{numbers[0].decode()}"})
-        return Answer(b'{"metrics":{"lr":0.0001}}')
+        return _small_result(kind, numbers[0].decode())
+
+
+def _small_result(kind: bytes, what: str) -> Answer:
+    """Return the result of an operation that has little of one."""
+    if kind == b"model":
+        return _json({"type": "create_model", "model_id": f"s-1:train:{what}"})
+    if kind == b"saved":
+        return _json({"type": "save_weights", "path": f"tinker://{_RUN}/weights/{what}"})
+    return Answer(b'{"metrics":{"lr":0.0001}}')
 
 
 def _route(path: str) -> _Handler:
@@ -221,6 +235,7 @@ def _route(path: str) -> _Handler:
         "asample": Desk.asample_listed if "p" in switches else Desk.asample,
         "forward_backward": Desk.forward_backward,
         "optim_step": Desk.optim_step,
+        "save_weights": Desk.save_weights,
         "retrieve_future": Desk.retrieve_future,
         "retrieve_futures": Desk.retrieve_futures,
     }
@@ -260,11 +275,31 @@ def _fixed(name: str, switches: str) -> Answer:
     }
     if name in answers:
         return _json(answers[name])
+    if name.startswith("training_runs/"):
+        return _of_run(name)
     if name.startswith("samplers/"):
         return _json({"sampler_id": name[9:], "base_model": "stub"})
     if name.startswith("sessions/") and name.endswith("/finish"):
         return _NOTHING
     return _NOT_FOUND
+
+
+def _of_run(name: str) -> Answer:
+    """What is asked of a training run: that it is well, who may see its checkpoints, to delete one."""
+    what = name.split("/", 3)[2:]
+    if not what:
+        return _json(
+            {
+                "training_run_id": _RUN,
+                "base_model": "stub",
+                "model_owner": "stub",
+                "is_lora": True,
+                "lora_rank": 32,
+                "last_request_time": "2026-01-01T00:00:00Z",
+                "corrupted": False,
+            }
+        )
+    return _json({"checkpoints": []}) if what == ["checkpoints"] else _NOTHING
 
 
 @functools.cache

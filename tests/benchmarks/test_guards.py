@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 import tinker_async as ta
+from tinker_async.testing import FakeService
 from tinker_async.transport import TrafficClass
 from tinker_async.wire.training import encode_forward_backward
 
@@ -119,6 +121,33 @@ async def test_a_waiting_sample_holds_few_objects_for_the_cycle_collector(stub: 
                 of_event = await objects_of_each(event, HELD + COUNTED)
                 tasks.cancel_scope.cancel()
     assert of_sample - of_event <= MOST_OBJECTS
+
+
+async def test_a_step_leaves_nothing_to_the_cycle_collector(tmp_path: Path) -> None:
+    """A result is freed when its caller has let it go: it can be large, and the next one reuses its memory."""
+    data = [ta.Datum(ta.ModelInput.from_ints([1, 2, 3]), {"target_tokens": [2, 3, 4]})]
+    never = ta.CheckpointPolicy(strategy="last", on_exit=False)
+
+    async def train(trainer: ta.TrainingClient | ta.DurableTrainingClient) -> None:
+        for _ in range(10):
+            future = trainer.forward_backward(data, "cross_entropy")
+            await trainer.optim_step(ta.AdamParams())
+            await future
+
+    async with (
+        FakeService().session() as session,
+        session.durable_training(tmp_path, base_model="toy", rank=4, checkpoints=never) as durable,
+    ):
+        for trainer in (await session.create_lora_training_client("toy", rank=4), durable):
+            await train(trainer)
+            gc.collect()
+            gc.disable()
+            try:
+                await train(trainer)
+                left = gc.collect()
+            finally:
+                gc.enable()
+            assert left <= 10, trainer
 
 
 def test_encoding_costs_little_more_than_a_copy_of_the_tensors() -> None:

@@ -1,6 +1,8 @@
 """Every public call, as a row of the sweep: made in a scene, with the value that it should have.
 
-The rule: what the row returns is the same each time that the call is not cancelled.
+The rule: what the row returns is the same each time that the call is not cancelled. A connection is
+HTTP/2's for every row; HTTP/1.1's, where a cancelled request takes its connection with it, for one
+row of each way of asking, and for those whose trouble is one of connections.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Any, TypeAlias
 
 import anyio
 import msgspec
-from cancellation.scene import DATUM, PARAMS, PROMPT, Scene
+from cancellation.scene import DATUM, PARAMS, PROMPT, TWO_WAYS, WAYS, Scene
 
 from tinker_async import AdamParams, Feature, SampleResponse, SampleTask
 from tinker_async.testing import faults
@@ -33,6 +35,10 @@ class Row(msgspec.Struct, frozen=True):
     """Tasks that may be left, cancelled or not: the lane of a model that the row makes first."""
     polls_together: bool = False
     """Whether the server turns the session poller on."""
+    ways: tuple[str, ...] = TWO_WAYS
+    """Over what it is called."""
+    durable: bool = False
+    """Whether the scene has a durable training."""
 
     def __str__(self) -> str:
         return f"{self.names[0]} {self.variant}".strip()
@@ -46,21 +52,27 @@ def nothing(_: Scene) -> AbstractContextManager[None]:
 
 
 def call(
-    *names: str, variant: str = "", arrange: Arrange = nothing, keeps: tuple[str, ...] = ()
+    *names: str,
+    variant: str = "",
+    arrange: Arrange = nothing,
+    keeps: tuple[str, ...] = (),
+    ways: tuple[str, ...] = TWO_WAYS,
+    durable: bool = False,
 ) -> Callable[[Make], Make]:
     """Add a row."""
 
     def add(make: Make) -> Make:
-        ROWS.append(Row(names, make, arrange, variant, keeps))
+        row = Row(names, make, arrange, variant, keeps, ways=ways, durable=durable)
+        ROWS.append(row)
         return make
 
     return add
 
 
-def also(make: Make, variant: str, arrange: Arrange) -> None:
+def also(make: Make, variant: str, arrange: Arrange, *, ways: tuple[str, ...] = TWO_WAYS) -> None:
     """Add a row that meets trouble on its way."""
     first = next(row for row in ROWS if row.make is make)
-    ROWS.append(msgspec.structs.replace(first, variant=variant, arrange=arrange))
+    ROWS.append(msgspec.structs.replace(first, variant=variant, arrange=arrange, ways=ways))
 
 
 def polled_together(make: Make) -> None:
@@ -97,12 +109,12 @@ def tokens(response: SampleResponse) -> list[list[int]]:
 # Session
 
 
-@call("Session.get_server_capabilities")
+@call("Session.get_server_capabilities", ways=WAYS)
 async def get_server_capabilities(scene: Scene) -> Any:
     return await scene.session.get_server_capabilities()
 
 
-@call("Session.create_lora_training_client")
+@call("Session.create_lora_training_client", ways=WAYS)
 async def create_lora_training_client(scene: Scene) -> Any:
     return type(await scene.session.create_lora_training_client("toy", rank=4))
 
@@ -165,12 +177,12 @@ async def events(scene: Scene) -> Any:
 # TrainingClient
 
 
-@call("TrainingClient.forward", "APIFuture.__await__")
+@call("TrainingClient.forward", "APIFuture.__await__", ways=WAYS)
 async def forward(scene: Scene) -> Any:
     return (await scene.trainer.forward([DATUM], "cross_entropy")).metrics
 
 
-@call("TrainingClient.forward_backward", "APIFuture.result")
+@call("TrainingClient.forward_backward", "APIFuture.result", ways=WAYS)
 async def forward_backward(scene: Scene) -> Any:
     future = scene.trainer.forward_backward([DATUM], "cross_entropy")
     return (await future.result(timeout=30)).metrics
@@ -180,6 +192,7 @@ also(
     forward_backward,
     "with its answer lost",
     trouble(forward_backward=(faults.DropReply(),)),
+    ways=WAYS,
 )
 
 
@@ -202,7 +215,7 @@ async def train_step(scene: Scene) -> Any:
     return (await scene.trainer.train_step([DATUM], "cross_entropy", still)).metrics["loss:sum"]
 
 
-@call("TrainingClient.save_state")
+@call("TrainingClient.save_state", ways=WAYS)
 async def save_state(scene: Scene) -> Any:
     name = scene.new_name()
     return (await scene.trainer.save_state(name)).path.endswith(f"/{name}")
@@ -275,22 +288,22 @@ async def queue_states(scene: Scene) -> Any:
 # SamplingClient
 
 
-@call("SamplingClient.sample")
+@call("SamplingClient.sample", ways=WAYS)
 async def sample(scene: Scene) -> Any:
     return tokens(await scene.sampler.sample(PROMPT, PARAMS, 2))
 
 
 also(sample, "after 429", trouble(asample=(faults.TooMany(0.005, form="ms"),)))
 also(sample, "after 503", trouble(asample=(faults.Status(503, commit=True),)))
-also(sample, "with its answer lost", trouble(asample=(faults.DropReply(),)))
-also(sample, "answered late", trouble(asample=(faults.Stall(0.002, commit=True),)))
+also(sample, "with its answer lost", trouble(asample=(faults.DropReply(),)), ways=WAYS)
+also(sample, "answered late", trouble(asample=(faults.Stall(0.002, commit=True),)), ways=WAYS)
 also(sample, "taken late", trouble(asample=(faults.Stall(0.002),)))
 also(
     sample,
     "whose queue is paused",
     trouble(retrieve_future=(faults.QueueState("paused_capacity"),)),
 )
-also(sample, "whose result is lost", trouble(retrieve_future=(faults.Truncate(),)))
+also(sample, "whose result is lost", trouble(retrieve_future=(faults.Truncate(),)), ways=WAYS)
 also(sample, "whose promise is lost", trouble(retrieve_future=(faults.Status(410),)))
 also(sample, "polled again", trouble(retrieve_future=(faults.Status(503), faults.Stall(0.002))))
 
@@ -303,7 +316,7 @@ async def sample_within(scene: Scene) -> Any:
     return tokens(await scene.sampler.sample(PROMPT, PARAMS, timeout=60))
 
 
-@call("SamplingClient.submit_sample")
+@call("SamplingClient.submit_sample", ways=WAYS)
 async def submit_sample(scene: Scene) -> Any:
     return tokens(await scene.sampler.submit_sample(PROMPT, PARAMS))
 
@@ -326,7 +339,7 @@ also(
 polled_together(sample_group)
 
 
-@call("SamplingClient.map", "SampleOutcomes.__anext__")
+@call("SamplingClient.map", "SampleOutcomes.__anext__", ways=WAYS)
 async def map_(scene: Scene) -> Any:
     requests = [SampleTask(PROMPT, PARAMS, tag=number) for number in range(3)]
     async with scene.counted.map(requests, max_in_flight=2) as outcomes:

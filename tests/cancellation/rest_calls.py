@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cancellation.calls import call
-from cancellation.scene import QUICK, Scene
+from cancellation.scene import QUICK, WAYS, Scene
 
 from tinker_async import RestClient
 
@@ -44,7 +44,7 @@ async def runs(scene: Scene) -> Any:
     return [run.base_model, same.lora_rank, len(page.training_runs)]
 
 
-@call(*rest("list_training_runs"))
+@call(*rest("list_training_runs"), ways=WAYS)
 async def list_training_runs(scene: Scene) -> Any:
     return [run.training_run_id async for run in scene.session.rest.list_training_runs()]
 
@@ -55,6 +55,11 @@ async def the_server(scene: Scene) -> Any:
     sampler = await client.get_sampler(scene.sampler.sampling_session_id)
     served = await client.get_server_capabilities()
     return [sampler, served, await client.healthz(), await client.whoami()]
+
+
+@call(*rest("revoke_api_key"))
+async def revoke_api_key(scene: Scene) -> Any:
+    return await scene.session.rest.revoke_api_key(f"tml-{scene.new_name()}")
 
 
 @call(*rest("list_checkpoints", "list_user_checkpoints"))
@@ -71,7 +76,7 @@ async def checkpoint_pages(scene: Scene) -> Any:
     return page, await client.list_user_checkpoints_page(limit=1, offset=1)
 
 
-@call(*rest("delete_checkpoint_from_tinker_path"))
+@call(*rest("delete_checkpoint_from_tinker_path"), ways=WAYS)
 async def delete_checkpoint_from_tinker_path(scene: Scene) -> Any:
     path = await saved(scene)
     await scene.session.rest.delete_checkpoint_from_tinker_path(path)

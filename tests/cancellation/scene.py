@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,8 +14,11 @@ import anyio.lowlevel
 from cancellation.cut import Cut
 
 from tinker_async import (
+    CheckpointPolicy,
     Datum,
+    DurableTrainingClient,
     ModelInput,
+    RecoveryPolicy,
     RetryPolicy,
     SamplingClient,
     SamplingParams,
@@ -30,6 +34,12 @@ DATUM = Datum(ModelInput.from_ints(TEXT[:-1]), {"target_tokens": TEXT[1:]})
 PARAMS = SamplingParams(max_tokens=3, seed=5, stop=[])
 QUICK = RetryPolicy(base_s=0.001, max_s=0.002)
 WAYS = ("in process", "HTTP/1.1", "HTTP/2")
+TWO_WAYS = ("in process", "HTTP/2")
+"""For calls whose requests are sent as others' are, which are made in all three."""
+BY_EPOCH = CheckpointPolicy(strategy="epoch", on_exit=False)
+PATIENT = RecoveryPolicy(
+    enabled=True, backoff_s=0.001, max_backoff_s=0.002, poll_interval_s=1000, fallback=0
+)
 
 
 class Scene:
@@ -47,6 +57,10 @@ class Scene:
         self.counted: SamplingClient
         """A sampler whose `sample` counts as the call's own, in whatever task it runs."""
         self.sampler_path: str
+        self.durable: DurableTrainingClient
+        """Where the row asks for one."""
+        self.folder: Path
+        """For a durable training that the row begins: the same where a call is made again."""
         self.cut: Cut | None = None
         self._numbers = itertools.count()
 
@@ -80,7 +94,7 @@ class Scene:
             and not found.sampling.cancels
             and not found.sampling.paused_samples
             and not any(lane.unsettled or lane.queued for lane in found.lanes.values())
-            and not any(name.endswith("_tell") for name in tasks_of_the_client())
+            and not any(name.endswith(("_tell", "Saver._finish")) for name in tasks_of_the_client())
         )
 
     def sockets_agree(self) -> bool:
@@ -140,4 +154,22 @@ async def scene(way: str, *, polls_together: bool = False, **options: Any) -> As
         made.sampler_path = (await trainer.save_weights_for_sampler("start")).path
         made.sampler = await session.create_sampling_client(base_model="toy")
         made.counted = made.count_samples_of(await session.create_sampling_client(base_model="toy"))
+        yield made
+
+
+@asynccontextmanager
+async def durable_scene(way: str, folder: Path) -> AsyncGenerator[Scene]:
+    """A scene with a durable training, whose checkpoints are of epochs."""
+    async with (
+        scene(way) as made,
+        made.session.durable_training(
+            folder / "scene",
+            base_model="toy",
+            seed=7,
+            rank=8,
+            checkpoints=BY_EPOCH,
+            recovery=PATIENT,
+        ) as trainer,
+    ):
+        made.durable = trainer
         yield made

@@ -199,6 +199,25 @@ def test_data_are_repeated_as_they_were_given(tmp_path: Path) -> None:
     )
 
 
+def test_data_that_are_not_copied_are_repeated_only_unchanged(tmp_path: Path) -> None:
+    """In memory and from the file; what was changed in place is told, and says what helps."""
+    for memory_bytes in (1 << 20, 0):
+        tokens, weights = np.arange(100, dtype=np.int32), np.ones(100, dtype=np.float32)
+        batch = [Datum(ModelInput.from_ints(tokens), {"weights": weights}), datum(3)]
+        with Journal(tmp_path, memory_bytes=1 << 20, copies=False) as journal:
+            one = journal.record("forward_backward", data=batch)
+            assert tuple(batch) == one.data()
+            assert batch[0].nbytes + batch[1].nbytes == journal.statistics().memory_bytes
+            weights[:] = 7
+            with pytest.raises(InvalidInputError, match="in place") as caught:
+                one.data()
+        with Journal(tmp_path, memory_bytes=memory_bytes, copies=False) as journal:
+            one = journal.record("forward_backward", data=batch)
+            assert (memory_bytes == 0) == one.is_spilled
+            assert tuple(batch) == one.data()
+    assert "copy_data" in (caught.value.hint or "")
+
+
 @ON_DISK
 @given(batch=st.lists(datums | mixed_datums, min_size=1, max_size=4), data=st.data())
 def test_data_of_every_kind_come_back_from_the_file_as_they_were(

@@ -107,7 +107,7 @@ async def run_cell(cell: Cell) -> None:
 async def _run_cell(cell: Cell) -> None:
     service = service_for(polls_together=cell.call.polls_together)
     want = cell.expected
-    before = _tasks()
+    before = tasks_of_the_loop()
     pause_s = BILLING_PAUSE_S if cell.case.group == "billing pause" else 0.0
     lost, own = False, ""
     with anyio.fail_after(10 * TIMEOUT_S):
@@ -126,7 +126,7 @@ async def _run_cell(cell: Cell) -> None:
         except SessionLostError:
             lost = True
     assert lost == (want.again == "gone")
-    assert before == _tasks(), "tasks are left"
+    assert before == tasks_of_the_loop(), "tasks are left"
     assert service.ledger.pending() == []
     finished = [one.status for one in service.ledger.of("finish") if one.session_id == own]
     assert lost or finished == [200]
@@ -251,7 +251,7 @@ def _name(error: type[TinkerError] | None) -> str:
     return "the result" if error is None else error.__name__
 
 
-def _tasks() -> int:
+def tasks_of_the_loop() -> int:
     """Tasks of this event loop."""
     if sniffio.current_async_library() == "trio":
         return trio.lowlevel.current_statistics().tasks_living

@@ -7,6 +7,7 @@ follows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -180,6 +181,18 @@ CASES: tuple[Case, ...] = (
     Case(faults.Untold(), "slow", done=True),
 )
 
+
+def _one_of_each() -> Iterator[Case]:
+    """One case of each group, and the answers that say that something is not there."""
+    seen = set[str]()
+    for case in CASES:
+        if case.group not in seen or getattr(case.fault, "status", None) in {404, 410}:
+            seen.add(case.group)
+            yield case
+
+
+ONE_OF_EACH = (*_one_of_each(),)
+
 Kind: TypeAlias = Literal[
     "ask", "make", "delete", "lane", "save", "draw", "poll", "file", "quiet", "told"
 ]
@@ -294,7 +307,7 @@ def _polled(stage: Stage, case: Case, *, always: bool) -> Expected:
         )
     if case.error is None or understood(stage, case) or (case.repeated and not always):
         return Expected(sent=2 if case.repeated else 1, effects=1)
-    error = _meaning(case)
+    error = meaning(case)
     if stage.of == "draw" and error is PromiseLostError:
         return _drawn_again(case, always=always)
     if case.group == "ends":
@@ -316,13 +329,20 @@ def _drawn_again(case: Case, *, always: bool) -> Expected:
     return Expected(error=PromiseLostError if always else None, sent=times, effects=times)
 
 
-def _meaning(case: Case) -> type[TinkerError]:
+def meaning(case: Case) -> type[TinkerError]:
     """What a refusal to give a result says of the operation."""
     if case.error in {NotFoundError, GoneError}:
         return PromiseLostError
-    if case.error in {BadRequestError, ConflictError, UnprocessableEntityError}:
+    if case.error in _BY_STATUS:
         return RequestFailedError
     return case.error or TinkerError
+
+
+_BY_STATUS = {
+    *(BadRequestError, ConflictError, UnprocessableEntityError, PermissionDeniedError),
+    APIStatusError,
+}
+"""What is not about whoever asks, nor about now: some servers tell a failed operation so."""
 
 
 def _fetched(case: Case, *, always: bool) -> Expected:

@@ -211,6 +211,11 @@ REST_CALLS: tuple[Call, ...] = (
     # The account
     _row("whoami", ask("auth/apikey/me"), lambda rest, _, __: rest.whoami()),
     _row(
+        "revoke_api_key",
+        _told("revoke_api_key"),
+        lambda rest, _, number: rest.revoke_api_key(f"tml-old-{number}"),
+    ),
+    _row(
         "get_billing_usage",
         ask("billing_usage"),
         lambda rest, _, __: rest.get_billing_usage(*_HOURS),

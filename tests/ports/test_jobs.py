@@ -14,6 +14,7 @@ from support.wire_values import quick
 
 from tinker_async import ConnectError, InvalidInputError, RateLimitError, TransportError
 from tinker_async.ports import Job, JobContext, JobRetry, JobRunner, Scheduler
+from tinker_async.testing import FakeService
 
 AT_ONCE = JobRetry(initial_s=0, max_s=0)
 json_values = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3)
@@ -180,6 +181,21 @@ def test_a_priority_is_a_share_of_the_sessions_limit() -> None:
     ]
 
     assert [100, 100, 50, 25, 1, 1, 1, 1] == shares
+
+
+async def test_a_jobs_share_is_of_what_its_session_may_have() -> None:
+    """As the server says, without the program having to know; without a session it has to."""
+    async with FakeService().session() as session:
+        limit = session.statistics().sampling.samples.limit
+        shares = [
+            JobContext(job(priority=priority), 1, session).samples_in_flight()
+            for priority in ("interactive", "batch", "offline")
+        ]
+    with pytest.raises(InvalidInputError) as caught:
+        JobContext(job(), 1, None).samples_in_flight()
+
+    assert [limit, limit // 2, limit // 4] == shares
+    assert "limit" == caught.value.field
 
 
 async def test_a_failure_worth_it_is_tried_again() -> None:

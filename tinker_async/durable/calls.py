@@ -19,7 +19,7 @@ from tinker_async.durable.futures import DurableFuture
 from tinker_async.durable.journal import Journal
 from tinker_async.durable.losses import Losses
 from tinker_async.durable.operations import Operation, OperationKind
-from tinker_async.durable.states import Machine, Signal, State
+from tinker_async.durable.states import Machine, State
 from tinker_async.errors import (
     GoneError,
     ModelPoisonedError,
@@ -188,7 +188,7 @@ class Calls:
             self.metrics = metrics
         future = operation.future
         if self._journal.settle(operation, metrics=metrics):
-            self._machine.apply(Signal.PROGRESS)
+            self._machine.progressed()
         if future is not None:
             future.resolve(value)
 

@@ -205,20 +205,14 @@ class CheckpointPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def _scheduled(
         self, state: PolicyState, step: int, epoch: int, metrics: Mapping[str, float] | None
     ) -> Reason | None:
-        due = {
-            "steps": step // self.save_every != state.step // self.save_every,
-            "epoch": epoch > state.epoch,
-            "best": is_better(self.value_of(metrics), state.best, self.mode),
-            "last": False,
-            "all": True,
-        }[self.strategy]
-        reasons: dict[str, Reason] = {
-            "steps": "steps",
-            "epoch": "epoch",
-            "best": "best",
-            "all": "all",
-        }
-        return reasons[self.strategy] if due else None
+        if self.strategy == "steps":
+            return "steps" if step // self.save_every != state.step // self.save_every else None
+        if self.strategy == "epoch":
+            return "epoch" if epoch > state.epoch else None
+        if self.strategy == "best":
+            improved = is_better(self.value_of(metrics), state.best, self.mode)
+            return "best" if improved else None
+        return "all" if self.strategy == "all" else None
 
     def _is_late(self, state: PolicyState, now_s: float) -> bool:
         return self.save_every_s is not None and now_s - state.saved_s >= self.save_every_s

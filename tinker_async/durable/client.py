@@ -18,7 +18,7 @@ from tinker_async.durable.calls import Calls
 from tinker_async.durable.checkpoint_policy import CheckpointPolicy
 from tinker_async.durable.methods import TrainingMethods, check_steps
 from tinker_async.durable.operations import OperationKind
-from tinker_async.durable.random_state import capture, kind_of, restore
+from tinker_async.durable.random_state import Captured, kind_of, restore
 from tinker_async.durable.reached import Reached
 from tinker_async.durable.records import CheckpointEntry, check_json
 from tinker_async.durable.report import RunReport
@@ -67,7 +67,7 @@ class DurableTrainingClient(TrainingMethods):
             epoch=self._epoch,
             metrics={} if entry is None else entry.metrics,
             position=self.position,
-            random_state={} if entry is None else entry.random_state,
+            known_state={} if entry is None else entry.random_state,
         )
         """Where the program stood when the last step ended."""
         self.ending = False
@@ -191,7 +191,7 @@ class DurableTrainingClient(TrainingMethods):
             epoch=self._epoch,
             metrics=dict(calls.metrics if metrics is None else metrics),
             position=self.position,
-            random_state=capture(self._tracked),
+            random_state=Captured(self._tracked),
         )
         if self.ending and self._saver.can_save:
             self._saver.begin(self.boundary, "signal")

@@ -18,10 +18,11 @@ from typing import Any, Self
 
 import msgspec
 
+from tinker_async.api.progress import Default
 from tinker_async.data.datum import Datum
 from tinker_async.durable import settings
 from tinker_async.durable.operations import Operation, OperationKind
-from tinker_async.durable.snapshots import Snapshot, SpillFile
+from tinker_async.durable.snapshots import Reference, Snapshot, SpillFile
 from tinker_async.errors import InvalidInputError
 from tinker_async.futures import APIFuture
 from tinker_async.logs import log
@@ -41,6 +42,14 @@ class JournalStatistics(msgspec.Struct, frozen=True):
     file_bytes: int
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str, Default})
+"""Most arguments: nobody can change them."""
+
+
+def _own(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 class Journal:
     """The operations of one run.
 
@@ -50,6 +59,7 @@ class Journal:
         file_bytes: How many are held in files.
         operations: From how many operations since the newest checkpoint on it counts as full.
         fallback: How many confirmed checkpoints before the newest one are still reached.
+        copies: Keep copies of the data, so that the caller may use its arrays again.
 
     Raises:
         InvalidInputError: A limit is none.
@@ -59,10 +69,11 @@ class Journal:
         self,
         run_dir: str | PathLike[str],
         *,
-        memory_bytes: int = 64 << 20,
+        memory_bytes: int = 512 << 20,
         file_bytes: int = 8 << 30,
         operations: int = 100_000,
         fallback: int = 1,
+        copies: bool = True,
     ) -> None:
         settings.whole(memory_bytes, 0, "memory_bytes")
         settings.whole(file_bytes, 0, "file_bytes")
@@ -73,6 +84,7 @@ class Journal:
         self._most_file_bytes = file_bytes
         self._most_operations = operations
         self._fallback = fallback
+        self._kind: type[Snapshot | Reference] = Snapshot if copies else Reference
         self._operations: list[Operation] = []
         self._first = 1
         """The number of the first one that is here."""
@@ -108,16 +120,17 @@ class Journal:
 
         Args:
             kind: The method.
-            data: Its data. What their arrays hold now is what a repetition will send.
+            data: Its data. What their arrays hold now is what a repetition will send: those that
+                were changed in place, and were not copied, cannot be repeated.
             arguments: All others, by the method's names; by reference, mappings as copies.
             future: The one that the caller was given.
             step: Steps that are complete.
         """
         kept = {
-            name: dict(value) if isinstance(value, Mapping) else value
+            name: value if type(value) in _PLAIN else _own(value)
             for name, value in (arguments or {}).items()
         }
-        snapshot = None if data is None else Snapshot(data)
+        snapshot = None if data is None else self._kind(data)
         number = self.last + 1
         operation = Operation(number, kind, step, kept, snapshot, future, self._segment)
         self._operations.append(operation)
@@ -349,7 +362,11 @@ class Journal:
         if sum(file.nbytes for file in self._files) >= self._most_file_bytes:
             return False
         try:
-            place = self._file_of(operation).add(operation.data() or ())
+            data = operation.data() or ()
+        except InvalidInputError:
+            return True  # changed in place: whoever wants to repeat them is told
+        try:
+            place = self._file_of(operation).add(data)
         except OSError as error:
             if not self._file_fails:
                 log.warning("journal_not_written", message=str(error), folder=str(self._folder))

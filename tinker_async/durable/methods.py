@@ -82,7 +82,7 @@ class TrainingMethods:
         timeout: Timeout = DEFAULT,
         retry: RetryPolicy | None = None,
     ) -> APIFuture[ForwardBackwardOutput]:
-        """As `TrainingClient.forward_backward`; the data may be changed after the call."""
+        """As `TrainingClient.forward_backward`; leave the data as they are: see `copy_data`."""
         rest = {"loss_fn": loss_fn, "loss_fn_config": loss_fn_config}
         return self._call("forward_backward", {**rest, "timeout": timeout, "retry": retry}, data)
 

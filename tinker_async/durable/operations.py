@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from tinker_async.data.datum import Datum
-from tinker_async.durable.snapshots import Place, Snapshot
+from tinker_async.durable.snapshots import Place, Reference, Snapshot
 from tinker_async.errors import InvalidInputError
 from tinker_async.futures import APIFuture
 
@@ -64,7 +64,7 @@ class Operation:
         kind: OperationKind,
         step: int,
         arguments: dict[str, Any],
-        snapshot: Snapshot | None,
+        snapshot: Snapshot | Reference | None,
         future: APIFuture[Any] | None,
         segment: int,
     ) -> None:
@@ -108,7 +108,8 @@ class Operation:
         Blocks where they are spilled.
 
         Raises:
-            InvalidInputError: They were given up: what comes after is out of reach.
+            InvalidInputError: They were given up, or changed in place: what comes after is out of
+                reach.
             OSError: The file cannot be read.
         """
         if not self.has_data:

@@ -41,13 +41,32 @@ def kind_of(generator: object, name: str) -> str:
     )
 
 
+class Captured:
+    """The states of some generators at the moment of its making.
+
+    Raises:
+        InvalidInputError: Something is no generator.
+    """
+
+    __slots__ = ("_states",)
+
+    def __init__(self, generators: Mapping[str, Any]) -> None:
+        self._states = [_captured(generator, name) for name, generator in generators.items()]
+
+    def to_json(self) -> RandomStates:
+        """Return them by name. That takes longer than to have them: do it for what is kept."""
+        return {
+            name: {"kind": kind, "state": _text(kind, state)} for name, kind, state in self._states
+        }
+
+
 def capture(generators: Mapping[str, Any]) -> RandomStates:
     """Return the present states, by name; drawing on changes nothing in them.
 
     Raises:
         InvalidInputError: Something is no generator.
     """
-    return {name: _captured(generator, name) for name, generator in generators.items()}
+    return Captured(generators).to_json()
 
 
 def restore(generators: Mapping[str, Any], states: Mapping[str, Any]) -> tuple[str, ...]:
@@ -66,17 +85,22 @@ def restore(generators: Mapping[str, Any], states: Mapping[str, Any]) -> tuple[s
     return tuple(name for name in generators if name not in states)
 
 
-def _captured(generator: Any, name: str) -> dict[str, str]:
+def _captured(generator: Any, name: str) -> tuple[str, str, Any]:
+    """Return name, kind and state: an object of its own, in which drawing on changes nothing."""
     kind = kind_of(generator, name)
     if kind == "python":
-        state = json.dumps(generator.getstate())
-    elif kind == "numpy.RandomState":
-        state = json.dumps(generator.get_state(legacy=False), default=_plain)
-    elif kind.startswith("numpy."):
-        state = json.dumps(generator.bit_generator.state, default=_plain)
-    else:
-        state = base64.b64encode(generator.get_state().numpy().tobytes()).decode("ascii")
-    return {"kind": kind, "state": state}
+        return name, kind, generator.getstate()
+    if kind == "numpy.RandomState":
+        return name, kind, generator.get_state(legacy=False)
+    if kind.startswith("numpy."):
+        return name, kind, generator.bit_generator.state
+    return name, kind, generator.get_state()
+
+
+def _text(kind: str, state: Any) -> str:
+    if kind.startswith("torch."):
+        return base64.b64encode(state.numpy().tobytes()).decode("ascii")
+    return json.dumps(state, default=_plain)
 
 
 def _plain(value: Any) -> Any:

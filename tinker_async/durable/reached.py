@@ -38,8 +38,7 @@ class Reached:
         if self._fd < 0:
             return
         try:
-            os.lseek(self._fd, 0, os.SEEK_SET)
-            os.write(self._fd, f"{step:{_WIDTH}d}\n".encode("ascii"))
+            _write_at_0(self._fd, f"{step:{_WIDTH}d}\n".encode("ascii"))
         except OSError as error:
             log.debug("step_not_noted", step=step, detail=str(error))
 
@@ -48,6 +47,14 @@ class Reached:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _write_at_0(fd: int, text: bytes) -> None:
+    if hasattr(os, "pwrite"):
+        os.pwrite(fd, text, 0)  # half the time, at each step
+        return
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.write(fd, text)
 
 
 def _read(path: Path) -> int:

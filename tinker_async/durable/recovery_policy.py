@@ -65,6 +65,9 @@ class RecoveryPolicy(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         concurrency: How many runs of a session may be in recovery at a time.
         fallback: How many checkpoints before the newest confirmed one a living program can go
             back to: so long the operations since then are kept.
+        copy_data: Keep copies of the data since then, for programs that write other numbers into
+            the arrays of a batch that was sent. Without it they are kept by reference, which costs
+            next to nothing, and data that were changed in place cannot be repeated.
 
     Raises:
         InvalidInputError: A value is none of these; `field` is which.
@@ -83,9 +86,10 @@ class RecoveryPolicy(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     hook_time_s: float = 30.0
     concurrency: int = 1
     fallback: int = 1
+    copy_data: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("enabled", "restore_optimizer"):
+        for field in ("enabled", "restore_optimizer", "copy_data"):
             settings.yes_or_no(getattr(self, field), field)
         for field, least in (("max_attempts", 1), ("concurrency", 1), ("fallback", 0)):
             settings.whole(getattr(self, field), least, field)

@@ -23,6 +23,7 @@ from tinker_async.durable.events import CheckpointDeleted, CheckpointFailed, Che
 from tinker_async.durable.journal import Journal
 from tinker_async.durable.ledger import Ledger
 from tinker_async.durable.making import Maker
+from tinker_async.durable.random_state import Captured
 from tinker_async.durable.records import CheckpointEntry
 from tinker_async.durable.states import Machine
 from tinker_async.durable.validation import Probe, fingerprint
@@ -41,7 +42,14 @@ class Boundary(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     metrics: dict[str, float] = msgspec.field(default_factory=dict)
     position: Any = None
-    random_state: dict[str, Any] = msgspec.field(default_factory=dict)
+    known_state: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Of the random generators, as a checkpoint has it on record."""
+    random_state: Captured | None = None
+    """Of the random generators; None where it is the known one."""
+
+    def random_json(self) -> dict[str, Any]:
+        """Return the random generators' states, for the record."""
+        return self.known_state if self.random_state is None else self.random_state.to_json()
 
 
 class Disk:
@@ -172,7 +180,7 @@ class Saver:
             reason=reason,
             metrics=boundary.metrics,
             position=boundary.position,
-            random_state=boundary.random_state,
+            random_state=boundary.random_json(),
             operation=self._journal.mark(number),
             parent=self.parent,
             extra={} if probe is None else {"probe": _as_json(probe)},

@@ -1,14 +1,16 @@
-"""Training data as they were when they were given: kept apart from the caller's own memory.
+"""Training data as they were when they were given: the caller's own, or kept apart from them.
 
-A caller may use its arrays again once they are sent. The rule: what a repetition sends is what
-was sent the first time, bit for bit, whatever has become of the arrays since.
+The rule: what a repetition sends is what was sent the first time, bit for bit. A copy costs what
+sending them costs, so usually the caller's arrays are kept, and data that were changed in place
+since are not repeated.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -68,6 +70,64 @@ class Snapshot:
         return tuple(_as_it_was(datum, reader) for datum in self._data)
 
 
+class Reference:
+    """Data that are the caller's, who is to leave them as they are: kept for next to nothing.
+
+    Args:
+        data: Kept by reference, beside a few of their numbers, by which a change shows.
+    """
+
+    __slots__ = ("_data", "_numbers", "nbytes")
+
+    def __init__(self, data: Sequence[Datum]) -> None:
+        self._data = tuple(data)
+        looked_at = self._data[:: -(-len(self._data) // _MOST_LOOKED_AT)]
+        arrays = [array for datum in looked_at for array in _arrays(datum)]
+        self._numbers = _numbers(arrays)
+        nbytes = sum(array.nbytes for array in arrays) + sum(map(_file_bytes, looked_at))
+        self.nbytes = nbytes * len(self._data) // max(len(looked_at), 1)
+        """Memory that it keeps alive, about."""
+
+    def data(self) -> tuple[Datum, ...]:
+        """Return the data.
+
+        Raises:
+            InvalidInputError: They were changed in place.
+        """
+        looked_at = self._data[:: -(-len(self._data) // _MOST_LOOKED_AT)]
+        if _numbers([array for datum in looked_at for array in _arrays(datum)]) != self._numbers:
+            raise InvalidInputError(
+                "data: were changed in place after the call, so it cannot be repeated",
+                field="data",
+                hint="make new arrays for each batch, or give RecoveryPolicy(copy_data=True)",
+            )
+        return self._data
+
+
+_MOST_LOOKED_AT = 32
+"""Data of a batch whose sizes and numbers stand for those of all."""
+_MOST_ARRAYS = 16
+
+
+def _arrays(datum: Datum) -> Iterator[npt.NDArray[Any]]:
+    for chunk in datum.model_input.chunks:
+        if type(chunk) is EncodedTextChunk:
+            yield chunk.tokens
+    for tensor in datum.loss_fn_inputs.values():
+        yield tensor.data
+
+
+def _file_bytes(datum: Datum) -> int:
+    chunks = datum.model_input.chunks
+    return sum(chunk.nbytes for chunk in chunks if type(chunk) is not EncodedTextChunk)
+
+
+def _numbers(arrays: Sequence[npt.NDArray[Any]]) -> bytes:
+    """Return a few numbers of some arrays: first ones, last ones, and some between."""
+    chosen = arrays[:: -(-len(arrays) // _MOST_ARRAYS) or 1]
+    return b"".join(array[:: -(-array.size // 4) or 1].tobytes() for array in chosen)
+
+
 class _Reader:
     """Hands out arrays like given ones, from memory in which they follow each other."""
 
@@ -123,14 +183,25 @@ def write_data(file: IO[bytes], data: Sequence[Datum]) -> int | None:
         )
     except InvalidInputError:
         return None
-    return sum(_written(file, memoryview(buffer)) for buffer in buffers)
+    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    return sum(
+        _written(file, views[at : at + _MOST_AT_ONCE]) for at in range(0, len(views), _MOST_AT_ONCE)
+    )
 
 
-def _written(file: IO[bytes], view: memoryview) -> int:
-    """Write all of a buffer to a file that may take less at a time."""
-    size_bytes = view.nbytes
-    while view.nbytes:
-        view = view[file.write(view) :]
+_MOST_AT_ONCE = 512
+"""Buffers that are handed to the system in one call: less than any system's limit."""
+
+
+def _written(file: IO[bytes], views: list[memoryview]) -> int:
+    """Write all of some buffers to a file that may take less at a time."""
+    size_bytes = sum(view.nbytes for view in views)
+    taken = os.writev(file.fileno(), views) if hasattr(os, "writev") else 0
+    for view in views:
+        left = view[taken:]
+        taken = max(taken - view.nbytes, 0)
+        while left.nbytes:
+            left = left[file.write(left) :]
     return size_bytes
 
 

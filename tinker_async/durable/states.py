@@ -156,6 +156,13 @@ class Machine:
             self.attempts = 0
         return to
 
+    def progressed(self) -> None:
+        """Let `PROGRESS` happen, which nearly always changes nothing: each operation does."""
+        if self.state is not State.HEALTHY:
+            self.apply(Signal.PROGRESS)
+        else:
+            self.attempts = 0
+
     def __repr__(self) -> str:
         return (
             f"<Machine {self.state}: generation {self.generation}, "

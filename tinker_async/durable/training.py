@@ -179,7 +179,9 @@ class _Block:
         fallback = arguments.recovery.fallback
         try:
             with (
-                Journal(arguments.run_dir, fallback=fallback) as journal,
+                Journal(
+                    arguments.run_dir, fallback=fallback, copies=arguments.recovery.copy_data
+                ) as journal,
                 lone_errors(),
             ):
                 async with anyio.create_task_group() as tasks:

@@ -5,17 +5,17 @@ The rule: a backend claims what its server reports, and nothing else; what is no
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from tinker_async.api.progress import DEFAULT
+from tinker_async.api.progress import DEFAULT, Progress, Timeout, check_timeout
 from tinker_async.data.model_input import ModelInput
 from tinker_async.data.params import SamplingParams
-from tinker_async.errors import InvalidInputError, SessionClosedError
+from tinker_async.errors import SessionClosedError
 from tinker_async.sampling import SamplingClient
 from tinker_async.session import Session
 
@@ -160,6 +160,7 @@ class SamplingBackend:
         Raises:
             SessionClosedError: It was not initialised, or the session is over.
             MissingExtraError: The prompt is text, and `tokenizers` is not installed.
+            RequestTimeoutError: `timeout_s` is over.
         """
         self._count(in_flight=1, requests=1)
         began_s = anyio.current_time()
@@ -210,39 +211,57 @@ class SamplingBackend:
             raise SessionClosedError(
                 "the backend is not initialised", hint="await backend.initialise() first"
             )
-        is_text = isinstance(request.prompt, str)
-        tokenizer = await self._loaded_tokenizer(self._sampler) if is_text else None
+        prompt, tokenizer = request.prompt, None
+        left_s = _counting_down(request.timeout_s)
+        if isinstance(prompt, str):
+            tokenizer = await self._loaded_tokenizer(self._sampler, left_s())
+            encoded = await self._in_thread(tokenizer.encode, prompt)
+            prompt = ModelInput.from_ints(encoded.ids)
         response = await self._sampler.sample(
-            await self._tokens(request.prompt, tokenizer),
-            request.sampling_params,
-            request.num_samples,
-            timeout=DEFAULT if request.timeout_s is None else request.timeout_s,
+            prompt, request.sampling_params, request.num_samples, timeout=left_s()
         )
-        completions = []
-        for one in response.sequences:
-            tokens = one.tokens.tolist()
-            text = None
-            if tokenizer is not None:
-                text = await anyio.to_thread.run_sync(
-                    tokenizer.decode, tokens, limiter=self._tokenizing
-                )
-            logprobs = None if one.logprobs is None else tuple(one.logprobs.tolist())
-            completions.append(Completion(tuple(tokens), one.stop_reason, text, logprobs))
-        return completions
+        rows = [one.tokens.tolist() for one in response.sequences]
+        texts: list[str | None] = [None] * len(rows)
+        if tokenizer is not None:
+            texts = await self._in_thread(tokenizer.decode_batch, rows)
+        return [
+            Completion(
+                tuple(tokens),
+                one.stop_reason,
+                text,
+                None if one.logprobs is None else tuple(one.logprobs.tolist()),
+            )
+            for one, tokens, text in zip(response.sequences, rows, texts, strict=True)
+        ]
 
-    async def _tokens(self, prompt: ModelInput | str, tokenizer: Tokenizer | None) -> ModelInput:
-        if isinstance(prompt, ModelInput):
-            return prompt
-        if tokenizer is None:
-            raise InvalidInputError("prompt: text needs a tokenizer", field="prompt")
-        encoded = await anyio.to_thread.run_sync(tokenizer.encode, prompt, limiter=self._tokenizing)
-        return ModelInput.from_ints(encoded.ids)
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=self._tokenizing)
 
-    async def _loaded_tokenizer(self, sampler: SamplingClient) -> Tokenizer:
+    async def _loaded_tokenizer(self, sampler: SamplingClient, timeout: Timeout) -> Tokenizer:  # noqa: ASYNC109  # handed on
         if self._tokenizer is None:
-            self._tokenizer = await sampler.get_tokenizer()
+            self._tokenizer = await sampler.get_tokenizer(timeout=timeout)
         return self._tokenizer
 
     def _count(self, **more: float) -> None:
         new: dict[str, Any] = {name: getattr(self._metrics, name) + n for name, n in more.items()}
         self._metrics = msgspec.structs.replace(self._metrics, **new)
+
+
+def _counting_down(timeout_s: float | None) -> Callable[[], Timeout]:
+    """Return what tells how much of a time is left, as the clients' `timeout`.
+
+    Raises:
+        InvalidInputError: It is not above zero.
+    """
+    limit_s = check_timeout(timeout_s, field="timeout_s")
+    if limit_s is None:
+        return lambda: DEFAULT
+    ends_s = anyio.current_time() + limit_s
+
+    def left_s() -> float:
+        left = ends_s - anyio.current_time()
+        if left <= 0:
+            raise Progress("complete").timed_out(limit_s, "give it more time")
+        return left
+
+    return left_s

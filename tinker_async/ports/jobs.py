@@ -25,6 +25,7 @@ from tinker_async.durable.records import check_json
 from tinker_async.durable.recovery_policy import RecoveryPolicy
 from tinker_async.errors import InvalidInputError, TinkerError
 from tinker_async.lone_errors import lone_errors
+from tinker_async.session import Session
 
 Priority: TypeAlias = Literal["realtime", "interactive", "batch", "offline"]
 JobState: TypeAlias = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled"]
@@ -197,11 +198,21 @@ class JobContext(msgspec.Struct, frozen=True, eq=False):
     session: Any
     """Its tenant's, as `sessions` has it."""
 
-    def samples_in_flight(self, limit: int) -> int:
+    def samples_in_flight(self, limit: int | None = None) -> int:
         """Return the job's part of a limit of samples under way, by its priority; at least 1.
 
         For `SamplingClient.map(max_in_flight=...)`: urgent jobs find room beside large ones.
+
+        Args:
+            limit: Default the session's own, as its server has it at this moment.
+
+        Raises:
+            InvalidInputError: No limit is given, and the job's session is no `Session`, which has one.
+            SessionClosedError: No limit is given, and the session is not open.
         """
+        if limit is None:
+            settings.check(isinstance(self.session, Session), "limit", "the job has no session")
+            limit = self.session.statistics().sampling.samples.limit
         return max(int(limit * _SHARES[self.job.priority]), 1)
 
     @property
