@@ -37,14 +37,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# So many times the cases of `make test`, then properties with examples of their own; a failure
-# prints what repeats it.
+# So many times the cases of `make test`, then properties with examples of their own (a failure
+# prints what repeats it), then every call with every fault.
 FUZZ ?= 100
 FUZZ_SEED ?= $(shell date +%s)
 
 fuzz: $(VENV)/.dev
 	FUZZ_FACTOR=$(FUZZ) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest tests/fuzz -n auto
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz -n auto
+	ALL_FAULTS=1 $(BIN)/python -m pytest tests/faults -n auto
 
 # Minutes of a training program with faults and a server that restarts, then fifty kills of the
 # embedded one; `make test` has small ones.

@@ -90,5 +90,7 @@ def _cells() -> str:
     cells = sum(len(cells_of(call, CASES)) for call in ALL_CALLS)
     return (
         f"{len(ALL_CALLS)} calls (some in several ways) and {len(CASES)} faults, in each request of a "
-        f"call, once and always: {cells:,} cells, each on asyncio and on trio.\n"
+        f"call, once and always: {cells:,} cells, each on asyncio and on trio. `make fuzz` runs them all; in "
+        "`make test`, calls whose requests are sent by the same code as an earlier one's meet one fault "
+        "of each group, and on trio meet it once.\n"
     )
