@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,16 @@ def _head(facts: dict[str, Any]) -> list[str]:
         f"- Python {facts['python']}; {packages}",
         f"- Official client: tinker {facts['official']}, unmodified, in an environment of its own",
         f"- Date: {facts['date']}; runs of each cell: {facts['runs']}",
-        f"- Command: `{facts['command']}`",
+        f"- Command: `{facts['command']}`" + _later(facts.get("later", ())),
         "",
     ]
+
+
+def _later(names: Sequence[str]) -> str:
+    """Say which questions were asked again, or for the first time, after the whole run."""
+    if not names:
+        return ""
+    return "; afterwards `python -m benchmarks" + "".join(f" --only {name}" for name in names) + "`"
 
 
 def _client_head() -> list[str]:
@@ -218,8 +226,3 @@ def _plot(path: Path, rows: list[Row], label: str) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=80, metadata={"Software": None})
     plt.close(figure)
-
-
-def python_and_arguments(arguments: list[str]) -> str:
-    """Return the command as one would type it."""
-    return " ".join(["python -m benchmarks", *arguments]) if arguments else "make bench"

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tinker_async.data.optimizers import OptimizerConfig
     from tinker_async.durable.checkpoint_policy import CheckpointPolicy
     from tinker_async.durable.client import DurableTrainingClient
+    from tinker_async.durable.records import Record
     from tinker_async.durable.recovery_policy import RecoveryPolicy
     from tinker_async.rest import RestClient
 
@@ -408,6 +409,7 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
         checkpoints: CheckpointPolicy | None = None,
         recovery: RecoveryPolicy | None = None,
         grace_s: float = 25.0,
+        on_record: Callable[[Record], None] | None = None,
     ) -> AbstractAsyncContextManager[DurableTrainingClient]:
         """Train a LoRA model that survives its run, this session, and the program.
 
@@ -432,6 +434,8 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
                 `RecoveryPolicy(enabled=True)`.
             grace_s: How long the last step and its save may take after an exception or a SIGTERM,
                 in seconds. After a SIGTERM the block ends with `SystemExit(143)`.
+            on_record: Called in a worker thread with each line of the record, once it is on the
+                disk; must neither wait nor raise. `ports.follow` makes one of a lineage store.
 
         Raises:
             InvalidInputError: At once, when the arguments make no adapter.
@@ -461,6 +465,8 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
             given.one_of(checkpoints, CheckpointPolicy, "checkpoints", hint)
         if recovery is not None:
             given.one_of(recovery, RecoveryPolicy, "recovery", "RecoveryPolicy(enabled=True)")
+        if on_record is not None:
+            given.function(on_record, "on_record", "ports.follow(store)")
         lora = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
         arguments = arguments_of(
             run_dir,
@@ -471,6 +477,7 @@ class Session(Creation, anyio.AsyncContextManagerMixin):
             checkpoints=checkpoints,
             recovery=recovery,
             grace_s=grace_s,
+            on_record=on_record,
         )
         return durable_training(renewal, arguments)
 

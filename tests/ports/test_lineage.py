@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 import structlog
 
-from tinker_async import Ledger, RecoveryRecord
+from tinker_async import (
+    AdamParams,
+    CheckpointPolicy,
+    Datum,
+    Ledger,
+    ModelInput,
+    RecoveryRecord,
+)
 from tinker_async.ports import LineageStore, export, follow
+from tinker_async.testing import FakeService
 
 
 class Kept:
@@ -61,6 +69,26 @@ def test_a_store_is_told_of_each_record_as_it_is_written(tmp_path: Path) -> None
         ("origin", "checkpoint-1", "trained"),
         ("checkpoint-1", "confirmed"),
         ("checkpoint-1", "run2", "recovery"),
+    ] == store.told
+
+
+async def test_a_durable_training_tells_a_store_as_it_goes(tmp_path: Path) -> None:
+    """Each checkpoint when it is begun and when it is there."""
+    store = Kept()
+    policy = CheckpointPolicy(save_every=1, on_exit=False)
+    data = [Datum(ModelInput.from_ints([1, 2, 3]), {"target_tokens": [2, 3, 4]})]
+    async with FakeService().session() as session:
+        training = session.durable_training(
+            tmp_path, base_model="toy", rank=4, checkpoints=policy, on_record=follow(store)
+        )
+        async with training as trainer:
+            await trainer.train_step(data, "cross_entropy", AdamParams())
+
+    assert [
+        ("run", "toy"),
+        ("checkpoint-1", "pending"),
+        ("origin", "checkpoint-1", "trained"),
+        ("checkpoint-1", "confirmed"),
     ] == store.told
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from random import SystemRandom
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +33,7 @@ from tinker_async.durable.ledger import Ledger
 from tinker_async.durable.making import Maker, ModelPlan, described
 from tinker_async.durable.opening import Start, started
 from tinker_async.durable.reached import Reached
+from tinker_async.durable.records import Record
 from tinker_async.durable.recovering import Recovery
 from tinker_async.durable.recovery_policy import RecoveryPolicy
 from tinker_async.durable.saving import Disk, Saver
@@ -62,6 +64,7 @@ class Arguments(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     checkpoints: CheckpointPolicy
     recovery: RecoveryPolicy
     grace_s: float
+    on_record: Callable[[Record], None] | None
 
     def options(self) -> dict[str, Any]:
         """What the record keeps of the model, besides its base, rank and seed."""
@@ -81,6 +84,7 @@ def arguments_of(
     checkpoints: CheckpointPolicy | None,
     recovery: RecoveryPolicy | None,
     grace_s: float,
+    on_record: Callable[[Record], None] | None = None,
 ) -> Arguments:
     """Return the arguments of a durable training, checked, with what is usual for those not given.
 
@@ -100,6 +104,7 @@ def arguments_of(
         checkpoints=CheckpointPolicy() if checkpoints is None else checkpoints,
         recovery=RecoveryPolicy(enabled=True) if recovery is None else recovery,
         grace_s=grace_s,
+        on_record=on_record,
     )
 
 
@@ -114,7 +119,11 @@ async def durable_training(
             hint="give Session.local a data_dir",
         )
     async with AsyncExitStack() as stack:
-        disk = Disk(await anyio.to_thread.run_sync(Ledger, arguments.run_dir))
+        disk = Disk(
+            await anyio.to_thread.run_sync(
+                partial(Ledger, arguments.run_dir, on_record=arguments.on_record)
+            )
+        )
         stack.callback(disk.ledger.close)
         run = await disk.call(
             disk.ledger.describe,

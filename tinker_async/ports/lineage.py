@@ -40,8 +40,9 @@ class LineageStore(Protocol):
 
 
 def follow(store: LineageStore) -> Callable[[Record], None]:
-    """Return what hands each record of a ledger on to a store: `Ledger(on_record=follow(store))`.
+    """Return what hands each record of a run on to a store.
 
+    For `Session.durable_training(..., on_record=follow(store))`, or a `Ledger` of one's own.
     What the store raises is logged and forgotten.
     """
 
