@@ -85,6 +85,23 @@ def test_a_corrupted_run_goes_on_from_its_newest_checkpoint(
     assert anyio.run(go_on) in service.state.runs
 
 
+def test_the_new_run_is_labelled_as_the_old_one(
+    cli: Cli, broken: Seeded, service: FakeService
+) -> None:
+    """Beside where it is from, which of a second recovery is the run that was recovered then."""
+    service.state.runs[broken.run].metadata = {"stage": "sft"}
+    first = cli.json("recover", broken.run)["new_training_run_id"]
+    service.corrupt(first)
+    second = cli.json("recover", first)["new_training_run_id"]
+
+    for old, new in ((broken.run, first), (first, second)):
+        assert {
+            "stage": "sft",
+            "created_by": "tinker-async recover",
+            "recovered_from": old,
+        } == service.state.runs[new].metadata
+
+
 def test_what_is_found_is_one_document(cli: Cli, broken: Seeded) -> None:
     """The run, each checkpoint with what speaks against it, and what became of it."""
     found = cli.json("recover", broken.run)
@@ -281,7 +298,12 @@ def test_a_checkpoint_of_another_model_is_refused(
         (("no/such/folder",), 2, "there is no folder no/such/folder"),
         (("tinker://s1:train:0/weights/a",), 2, "is not the id of a training run"),
         (("s1:train:0", "--strategy", "best"), 2, "servers keep no metrics"),
-        (("s1:train:0", "--strategy", "specific"), 2, "specific_path"),
+        (("s1:train:0", "--strategy", "specific"), 2, "needs --checkpoint PATH"),
+        (
+            ("s1:train:0", "--strategy", "latest", "--checkpoint", "tinker://s1:train:0/weights/a"),
+            2,
+            "--checkpoint and --strategy latest each name what is tried first",
+        ),
         (("s1:train:0", "--checkpoint", "nonsense"), 2, "is not a checkpoint path"),
         (
             ("s1:train:0", "--checkpoint", "tinker://s1:train:0/sampler_weights/a"),

@@ -185,6 +185,25 @@ async def test_without_names_the_newest_runs_are_watched(fake: FakeService) -> N
     assert [newer] == watch.corrupted
 
 
+async def test_an_older_run_that_comes_into_view_is_no_news(fake: FakeService) -> None:
+    """It was corrupted before, when others were newer; a new one is news even at its first look."""
+    async with fake.session() as session:
+        old, gone, kept = [await run_of(session) for _ in range(3)]
+        fake.corrupt(old)
+        watch = Watch(limit=2)
+        seen = Seen(lambda: fake.state.runs.pop(gone))
+        with anyio.move_on_after(100):
+            await watch.run(session.rest, seen)
+        assert {old, kept} == {run.training_run_id for run in seen.glances[-1].runs}
+        assert [] == watch.corrupted
+        new = await run_of(session)
+        fake.corrupt(new)
+        with anyio.fail_after(100):
+            await watch.run(session.rest, Seen())
+
+    assert [new] == watch.corrupted
+
+
 async def test_a_watch_that_goes_on_counts_all_that_are_lost(fake: FakeService) -> None:
     """Until it is ended."""
     async with fake.session() as session:

@@ -135,6 +135,13 @@ def test_every_field_of_what_users_make_takes_anything(bad: str) -> None:
     assert left == [], "\n".join(["", *left])
 
 
+def test_a_number_that_no_float_can_be_is_refused() -> None:
+    """As one that is none, and not by what Python says of it."""
+    with pytest.raises(InvalidInputError) as caught:
+        RetryPolicy(window_s=10**400)
+    assert "window_s" == caught.value.field
+
+
 def test_every_struct_is_the_librarys_or_in_the_sweep() -> None:
     """A new one that users make needs a row."""
     public = [getattr(ta, name) for name in ta.__all__]

@@ -64,6 +64,18 @@ def test_torch_tensors_share_memory_both_ways() -> None:
     assert source.data_ptr() == tensor.to_torch().data_ptr()
 
 
+def test_a_tensor_of_a_class_of_ones_own_is_a_tensor() -> None:
+    """Wherever its class is from; and not all that is in torch is one."""
+    torch = pytest.importorskip("torch")
+    own = torch.tensor([1.5, -2.0]).as_subclass(type("Own", (torch.Tensor,), {}))
+
+    assert TensorData.from_torch(own).tolist() == [1.5, -2.0]
+    assert TensorData.from_value("any key", own).tolist() == [1.5, -2.0]
+    for none in (torch.float32, torch.nn.Identity()):
+        with pytest.raises(InvalidInputError, match="must be a torch tensor"):
+            TensorData.from_torch(none)
+
+
 def test_narrow_torch_floats_are_widened_exactly() -> None:
     """bfloat16 becomes float32 of the same value."""
     torch = pytest.importorskip("torch")

@@ -9,9 +9,10 @@ from typing import Any
 import anyio
 import pytest
 from server.desk import Desk, open_desk, step_body
-from server.engine_double import QuickEngine
+from server.engine_double import HandEngine, QuickEngine
 from server.hosted import Hosted, hosted, leave_gap
 from server.saved import saved
+from structlog.testing import capture_logs
 
 import tinker_async as ta
 from tinker_async.durable.ledger import Ledger
@@ -109,6 +110,27 @@ async def test_an_engine_that_stops_corrupts_every_run_in_it(tmp_path: Path) -> 
         assert "EngineStoppedError" in (await desk.result(await desk.step(busy, 1)))["error"]
         assert await corrupted(desk) == {busy, idle}
         assert "the engine stopped" in (await desk.result(await desk.step(idle, 1)))["error"]
+
+
+async def test_an_engine_that_stops_after_the_server_corrupts_nothing(tmp_path: Path) -> None:
+    """It ends with a job under way, whose answer comes when nothing runs any more."""
+    engine = HandEngine()
+    with capture_logs() as logs:
+        async with open_desk(tmp_path, engine) as desk:
+            body = {"session_id": await desk.session(), "model_seq_id": 0, "base_model": "tiny"}
+            promise = await desk.ok("/create_model", {**body, "lora_config": {"rank": 4}})
+            with anyio.fail_after(5):
+                await engine.until(jobs.CreateModel)
+            engine.finish()
+            await desk.step((await desk.result(promise))["model_id"], 1)
+            with anyio.fail_after(5):
+                await engine.until(jobs.OptimStep)
+        while engine.waiting:
+            engine.finish(EngineStoppedError("the engine was stopped"))
+        await anyio.wait_all_tasks_blocked()
+    assert [] == [entry for entry in logs if entry["event"] == "run_corrupted"]
+    async with open_desk(tmp_path, QuickEngine()) as desk:
+        assert await corrupted(desk) == set()
 
 
 async def test_a_killed_server_leaves_corrupted_what_was_in_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from msgspec import structs
 
 from tinker_async.api.authentication import Authentication, FixedToken, FreshToken, Source
 from tinker_async.api.calls import Caller, Endpoint
-from tinker_async.api.progress import check_least, check_timeout
+from tinker_async.api.progress import check_timeout
 from tinker_async.api.retry import RetryPolicy, check_policy
 from tinker_async.config import Config
 from tinker_async.credentials.secret import Secret
@@ -107,7 +107,7 @@ def call_options(
         "events": Events(on_event),
         "timeout_s": check_timeout(timeout),
         "silence_limit_s": check_timeout(silence_limit_s, field="silence_limit_s"),
-        "billing_pause_s": check_least(billing_pause_s, 0, field="billing_pause_s"),
+        "billing_pause_s": given.number(billing_pause_s, "billing_pause_s", least=0),
     }
 
 

@@ -113,17 +113,6 @@ def check_timeout(timeout: float | None, *, field: str = "timeout") -> float | N
     return timeout
 
 
-def check_least(value: float, least: float, *, field: str) -> float:
-    """Return a number a user gave.
-
-    Raises:
-        InvalidInputError: It is below the least one, or none at all.
-    """
-    if not isinstance(value, (int, float)) or not value >= least:
-        raise InvalidInputError(f"{field}: must be at least {least:g}, got {value!r}", field=field)
-    return value
-
-
 async def within(
     timeout_s: float | None,
     progress: Progress,

@@ -203,7 +203,7 @@ def logout(
 _STATES = {
     (False, False): "It is still good until it is deleted.",
     (True, True): "The server lets nobody in with it any more.",
-    (True, False): "The server did not know it any more.",
+    (True, False): "The server does not know it, or not any more.",
 }
 """By whether it was to be ended, and whether that was to do."""
 

@@ -78,6 +78,7 @@ def recover(
 
     if name is not None:
         check_name(name)
+    _check_strategy(strategy, checkpoint)
     policy = ta.RecoveryPolicy(
         strategy=strategy or ("specific" if checkpoint else "latest"),  # type: ignore[arg-type]  # click has checked it
         specific_path=checkpoint,
@@ -106,6 +107,16 @@ def recover(
         report.end("failed" if refusal is None else "refused", error=error)
         raise
     report.end("recovered", result=found)
+
+
+def _check_strategy(strategy: str | None, checkpoint: str | None) -> None:
+    if strategy is None or (strategy == "specific") == (checkpoint is not None):
+        return
+    if checkpoint is None:
+        raise click.UsageError("--strategy specific needs --checkpoint PATH, which is tried first")
+    raise click.UsageError(
+        f"--checkpoint and --strategy {strategy} each name what is tried first: give one of the two"
+    )
 
 
 def _look(connection: Connection, run: str, folder: Folder | None, wish: Wish, live: Live) -> Look:

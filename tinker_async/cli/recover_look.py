@@ -197,7 +197,7 @@ async def _of_run(rest: ta.RestClient, run_id: str, wish: Wish) -> Look:
         base_model=run.base_model,
         lora=ta.LoraConfig(rank=rank),
         optimizer=weights.optimizer_config if weights is not None else None,
-        metadata=_metadata(run_id),
+        metadata=_metadata(run_id, run),
     )
     return Look(run_id, run, None, plan, options)
 
@@ -216,8 +216,10 @@ def _with_first(path: str, options: list[Option]) -> list[Option]:
     return [known, *(one for one in options if one is not known)]
 
 
-def _metadata(run_id: str) -> dict[str, str]:
-    return {"created_by": MADE_BY, "recovered_from": run_id}
+def _metadata(run_id: str, run: ta.TrainingRun | None) -> dict[str, str]:
+    """What is said of the new run: what was said of the old one, and where it is from."""
+    old = None if run is None else run.user_metadata
+    return {**(old or {}), "created_by": MADE_BY, "recovered_from": run_id}
 
 
 # A folder
@@ -236,14 +238,15 @@ async def _of_folder(rest: ta.RestClient, folder: Folder, wish: Wish) -> Look:
     entries, listed = await _joined(rest, account)
     _check_metric(entries, wish)
     candidates = choose(entries, wish.policy, metric=wish.metric, mode=wish.mode)
+    run = await _known(rest, run_id)
     plan = ModelPlan(
         base_model=account.run.base_model,
         lora=ta.LoraConfig(rank=account.run.rank, seed=account.run.seed),
         optimizer=account.run.options.get("optimizer"),
-        metadata=_metadata(run_id),
+        metadata=_metadata(run_id, run),
     )
     options = [Option(one.path, one.entry, listed.get(one.path)) for one in candidates]
-    return Look(run_id, await _known(rest, run_id), folder, plan, options)
+    return Look(run_id, run, folder, plan, options)
 
 
 async def _known(rest: ta.RestClient, run_id: str) -> ta.TrainingRun | None:

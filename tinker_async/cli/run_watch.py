@@ -81,7 +81,7 @@ def watch(
     terminal gets a table that follows; otherwise there is a line for each change, with --json an
     object. A look that fails is told, and the next ones come further apart.
 
-    Without a RUN, runs that are corrupted at the first look are only shown.
+    Without a RUN, runs that were corrupted before the first look are only shown.
     """
     # Not at the top: `--help` shall not load the client.
     from tinker_async.cli.run_watch_polls import Watch  # noqa: PLC0415

@@ -128,6 +128,13 @@ class Watch:
         except ta.TinkerError as error:
             return {}, error
         ids = [run.training_run_id for run in runs]
+        seen = next((place for place, one in enumerate(ids) if one in self._known), len(ids))
+        # What is not known and comes after a run that is, is older: it only came into view.
+        self._lost |= {
+            run.training_run_id
+            for run in runs[seen:]
+            if run.corrupted and run.training_run_id not in self._known
+        }
         self._known = {one: self._known[one] for one in ids if one in self._known}
         return dict(zip(ids, runs, strict=True)), None
 

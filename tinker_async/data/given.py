@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -54,10 +55,11 @@ def whole(value: object, field: str, *, least: int | None = None) -> int:
 
 def number(value: object, field: str, *, least: float | None = None) -> float:
     """Return a number that is not NaN; infinity is one."""
-    if isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value):
-        found = float(value)
-        if least is None or found >= least:
-            return found
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number that no float can be
+            found = float(value)
+            if found >= least if least is not None else not math.isnan(found):
+                return found
     bound = "" if least is None else f" of at least {least:g}"
     raise wrong(field, f"must be a number{bound}, got {shown(value)}")
 

@@ -8,8 +8,9 @@ is not contiguous.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import msgspec
 import numpy as np
@@ -168,7 +169,7 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
 
         A tensor in torch's CSR layout stays sparse; in another sparse layout it becomes dense.
         """
-        if not type(tensor).__module__.startswith("torch"):
+        if not _is_torch(tensor):
             raise given.wrong("tensor", f"must be a torch tensor, got {given.shown(tensor)}")
         tensor = tensor.detach().cpu()
         if str(tensor.layout) not in {"torch.strided", "torch.sparse_csr"}:
@@ -207,8 +208,8 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         field = f"loss_fn_inputs[{key!r}]"
         if isinstance(value, np.ndarray):
             tensor = cls.from_numpy(value)
-        elif type(value).__module__.startswith("torch"):
-            tensor = cls.from_torch(value)  # type: ignore[arg-type]  # checked by module name: torch stays unimported
+        elif _is_torch(value):
+            tensor = cls.from_torch(value)
         else:
             dtype = _LIST_DTYPES.get(key)
             if dtype is None:
@@ -304,6 +305,11 @@ class TensorData(msgspec.Struct, frozen=True, eq=False, omit_defaults=True, gc=F
         )
 
     __hash__ = None  # type: ignore[assignment]  # buffers can change: not hashable
+
+
+def _is_torch(value: object) -> TypeGuard[torch.Tensor]:
+    torch = sys.modules.get("torch")  # whoever has a tensor has loaded it
+    return isinstance(value, getattr(torch, "Tensor", ()))
 
 
 def _check_pad(pad_value: int) -> None:

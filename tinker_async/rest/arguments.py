@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from tinker_async.credentials.secret import Secret
 from tinker_async.credentials.tokens import is_token
+from tinker_async.data import given
 from tinker_async.data.paths import (
     CheckpointPath,
     CheckpointType,
@@ -18,7 +19,6 @@ SHORTEST_TTL_S = 3600
 LONGEST_TTL_S = 3653 * 86_400
 """Ten years, with the most leap days that they can have."""
 _LONGEST_USAGE = timedelta(days=14)
-_SHOWN = 100
 _SCOPES = ("owned", "accessible")
 _AUDITED = ("all", "checkpoints", "projects", "teams", "organizations")
 _FINISHES = ("success", "errored", "interrupted")
@@ -50,7 +50,7 @@ def path(
     """Return the path of a checkpoint."""
     parsed = parse_path(value, expect=expect, field=field)
     if not parsed.training_run_id.strip():
-        raise _wrong(field, f"{_shown(value)} names no training run", _PATH_FORM)
+        raise given.wrong(field, f"{given.shown(value)} names no training run", _PATH_FORM)
     return parsed
 
 
@@ -58,7 +58,7 @@ def archived_path(value: str) -> CheckpointPath:
     """Return the path of a checkpoint, of a sampler also in the form that leaves out its kind."""
     parsed = parse_sampler_path(value, field="tinker_path")
     if not parsed.training_run_id.strip():
-        raise _wrong("tinker_path", f"{_shown(value)} names no training run", _PATH_FORM)
+        raise given.wrong("tinker_path", f"{given.shown(value)} names no training run", _PATH_FORM)
     return parsed
 
 
@@ -71,9 +71,9 @@ def checkpoint(training_run_id: object, checkpoint_id: object) -> CheckpointPath
     try:
         return parse_path(f"tinker://{run}/{checkpoint_id}", field="checkpoint_id")
     except InvalidInputError:
-        raise _wrong(
+        raise given.wrong(
             "checkpoint_id",
-            f"{_shown(checkpoint_id)} is not the id of a checkpoint",
+            f"{given.shown(checkpoint_id)} is not the id of a checkpoint",
             "the form is weights/<name>, sampler_weights/<name> or external_weights/<name>, "
             "as in Checkpoint.checkpoint_id",
         ) from None
@@ -98,16 +98,18 @@ def page(limit: int, offset: int) -> None:
     """Check the place of a page."""
     for field, value, least in (("limit", limit, 1), ("offset", offset, 0)):
         if type(value) is not int or value < least:
-            raise _wrong(field, f"{_shown(value)} is not a whole number of at least {least}")
+            raise given.wrong(
+                field, f"{given.shown(value)} is not a whole number of at least {least}"
+            )
 
 
 def ttl_seconds(value: int | None) -> None:
     """Check a time to live; None is none."""
     whole = type(value) is int and SHORTEST_TTL_S <= value <= LONGEST_TTL_S
     if value is not None and not whole:
-        raise _wrong(
+        raise given.wrong(
             "ttl_seconds",
-            f"{_shown(value)} is not a whole number of seconds from one hour to ten years",
+            f"{given.shown(value)} is not a whole number of seconds from one hour to ten years",
             f"the least is {SHORTEST_TTL_S}; None keeps the checkpoint",
         )
 
@@ -116,7 +118,9 @@ def access_token(value: str | None) -> None:
     """Check a token, without showing it."""
     sound = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
     if value is not None and not (sound and value):
-        raise _wrong("weights_access_token", "it has characters that no token has, or none at all")
+        raise given.wrong(
+            "weights_access_token", "it has characters that no token has, or none at all"
+        )
 
 
 def api_key(value: str | None) -> Secret | None:
@@ -125,9 +129,9 @@ def api_key(value: str | None) -> Secret | None:
         return None
     sound = isinstance(value, str) and value.isascii() and value.isprintable() and " " not in value
     if not (sound and value):
-        raise _wrong("api_key", "it has characters that no key has, or none at all", _KEY_FORM)
+        raise given.wrong("api_key", "it has characters that no key has, or none at all", _KEY_FORM)
     if is_token(value):
-        raise _wrong("api_key", "it is a token (a JWT), not an API key", _KEY_FORM)
+        raise given.wrong("api_key", "it is a token (a JWT), not an API key", _KEY_FORM)
     return Secret(value)
 
 
@@ -137,7 +141,7 @@ _KEY_FORM = "the form is tml-..."
 def text(value: str | None, field: str) -> None:
     """Check a text that may be left out."""
     if value is not None and not isinstance(value, str):
-        raise _wrong(field, f"{_shown(value)} is not a text")
+        raise given.wrong(field, f"{given.shown(value)} is not a text")
 
 
 def day(value: date | None) -> str | None:
@@ -145,7 +149,9 @@ def day(value: date | None) -> str | None:
     if value is None:
         return None
     if not isinstance(value, date) or isinstance(value, datetime):
-        raise _wrong("day", f"{_shown(value)} is not a day", "give a datetime.date, in UTC")
+        raise given.wrong(
+            "day", f"{given.shown(value)} is not a day", "give a datetime.date, in UTC"
+        )
     return value.isoformat()
 
 
@@ -153,9 +159,9 @@ def hours(starting_on: datetime | str, ending_before: datetime | str) -> tuple[s
     """Return two times as they are sent: full hours, the first before the second."""
     start, end = _hour(starting_on, "starting_on"), _hour(ending_before, "ending_before")
     if not start < end <= start + _LONGEST_USAGE:
-        raise _wrong(
+        raise given.wrong(
             "ending_before",
-            f"{_shown(ending_before)} is not after starting_on, by 14 days at most",
+            f"{given.shown(ending_before)} is not after starting_on, by 14 days at most",
         )
     return _sent(start), _sent(end)
 
@@ -166,10 +172,10 @@ def _hour(value: object, field: str) -> datetime:
     except ValueError:
         time = None
     if not isinstance(time, datetime) or time.tzinfo is None:
-        raise _wrong(field, f"{_shown(value)} is not a time with a zone", _TIME_FORM)
+        raise given.wrong(field, f"{given.shown(value)} is not a time with a zone", _TIME_FORM)
     time = time.astimezone(UTC)
     if time != time.replace(minute=0, second=0, microsecond=0):
-        raise _wrong(field, f"{_shown(value)} is not at a full hour of UTC", _TIME_FORM)
+        raise given.wrong(field, f"{given.shown(value)} is not at a full hour of UTC", _TIME_FORM)
     return time
 
 
@@ -186,19 +192,10 @@ def _id(value: object, field: str, what: str, form: str) -> str:
             return value
         if value.startswith("tinker://"):
             form += "; for a path use the method whose name ends in tinker_path"
-    raise _wrong(field, f"{_shown(value)} is not the id of {what}", f"the form is {form}")
+    raise given.wrong(field, f"{given.shown(value)} is not the id of {what}", f"the form is {form}")
 
 
 def _one_of(value: str, known: tuple[str, ...], field: str) -> str:
     if value not in known:
-        raise _wrong(field, f"{_shown(value)} is none of {', '.join(known)}")
+        raise given.wrong(field, f"{given.shown(value)} is none of {', '.join(known)}")
     return value
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-
-
-def _wrong(field: str, problem: str, hint: str | None = None) -> InvalidInputError:
-    return InvalidInputError(f"{field}: {problem}", field=field, hint=hint)

@@ -215,6 +215,7 @@ class Service:
                     await anyio.sleep(self.limits.housekeeping_s)
                     await self._at_leisure(self._keep_house)
         finally:
+            self._tasks = None
             with anyio.CancelScope(shield=True):
                 await self._at_leisure(self._end_in_order)
 
@@ -409,6 +410,8 @@ class Service:
         self.model(model_id).lane.lose(reason)
 
     def _engine_stopped(self) -> None:
+        if self._tasks is None:
+            return  # after an orderly end: the engine stops as well, and nothing is lost
         for model in self._models.values():
             model.lane.lose("the engine stopped while its model was in it")
 
