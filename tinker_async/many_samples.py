@@ -14,6 +14,7 @@ from collections.abc import (
     Callable,
     Iterable,
     Mapping,
+    Sized,
 )
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
@@ -119,6 +120,8 @@ async def mapping(
     """Draw samples for requests, so many at a time, in a task group of this block."""
     send, receive = anyio.create_memory_object_stream[SampleOutcome]()
     source = _Source(requests)
+    if isinstance(requests, Sized):  # no more tasks than there is work for
+        max_in_flight = min(max_in_flight, len(requests))
     with lone_errors():
         async with receive, anyio.create_task_group() as tasks:
             async with send:

@@ -216,16 +216,24 @@ def test_logout_asks_before_it_ends_a_key(cli: Cli, service: FakeService) -> Non
     assert 1 == len(store_of(cli).list_keys())
 
 
-def test_a_key_that_the_server_does_not_know_any_more_is_forgotten(
-    cli: Cli, service: FakeService
-) -> None:
-    """What was asked for is so: each of them is ended, and none is left here."""
+def test_a_key_that_the_server_does_not_know_stays_stored(cli: Cli, service: FakeService) -> None:
+    """It may be the key of another server, and as good as before."""
     service.state.revoked_keys.add(KEY.encode())
-    logged_in(cli, "tml-never-good-001", KEY)
-    found = cli.json("auth", "logout", "--all", "--revoke", "--yes")
+    logged_in(cli, KEY)
+    told = cli.ask("auth", "logout", "--revoke", "--yes")
 
-    assert [("001", True), (KEY[-3:], True)] == [(one["key_id"], one["revoked"]) for one in found]
-    assert [] == store_of(cli).list_keys()
+    assert 3 == told.exit_code, told.output
+    assert 1 == len(store_of(cli).list_keys())
+
+
+def test_keys_are_ended_one_by_one(cli: Cli, service: FakeService) -> None:
+    """None is shown to a server that is not its own."""
+    logged_in(cli, "tml-of-another-001", KEY)
+    told = cli.ask("auth", "logout", "--all", "--revoke", "--yes")
+
+    assert 2 == told.exit_code, told.output
+    assert [] == service.ledger.entries
+    assert 2 == len(store_of(cli).list_keys())
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, 8), (403, 4), (404, 11)])

@@ -66,6 +66,7 @@ def test_a_corrupted_run_goes_on_from_its_newest_checkpoint(
     found = cli.json("recover", broken.run)
 
     newest, path = broken.training[-1], found["tinker_path"]
+    assert 2 == service.ledger.count("run_checkpoints")  # the look's, and that of the load
     assert ("recovered", newest) == (found["outcome"], found["chosen"])
     assert f"tinker://{found['new_training_run_id']}/weights/recovered-c" == path
     assert same_weights(service, newest, path)

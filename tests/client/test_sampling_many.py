@@ -269,6 +269,18 @@ async def test_leaving_a_mapping_cancels_what_is_under_way(
     assert [0, 1, 2] == sorted(sampled.cancelled)
 
 
+async def test_a_mapping_of_few_starts_no_more_tasks_than_that(
+    session: Session, sampled: Sampled
+) -> None:
+    """Whoever has no limit in mind may write a large one; of nothing comes nothing."""
+    with anyio.fail_after(10):
+        async with session:
+            sampler = await sampler_of(session)
+            for number in (2, 0):
+                async with sampler.map([PROMPT] * number, max_in_flight=10**9) as outcomes:
+                    assert number == len([one async for one in outcomes])
+
+
 # sample_group
 
 

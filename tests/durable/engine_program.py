@@ -118,7 +118,7 @@ async def durable(session: Session, folder: Path, name: str, due: dict[int, str]
             write_down(folder / "durable", step, await step_of(trainer, name, rng))
         at_step[name] = STEPS
         await trainer.save_state(f"durable-{name}")
-        (folder / "report").write_text(str(trainer.report()), encoding="utf-8")
+    (folder / "report").write_text(str(trainer.report()), encoding="utf-8")
 
 
 async def plain(session: Session, folder: Path, name: str) -> None:

@@ -100,6 +100,26 @@ async def test_attempts_that_are_used_up_are_the_end(tmp_path: Path) -> None:
     assert 5 == len(caught.value.history)
 
 
+async def test_a_block_that_ends_as_its_run_goes_on_has_the_recovery_on_record(
+    tmp_path: Path,
+) -> None:
+    """The program goes on before the record is written, and may come to its end before."""
+    service = FakeService(hold_s=0.01)
+    with anyio.fail_after(20), anyio.CancelScope() as scope:
+
+        def end(event: object) -> None:
+            if isinstance(event, ta.RecoveryCompleted):
+                scope.cancel()
+
+        async with (
+            service.session(retry=QUICK, on_event=end) as session,
+            training(session, tmp_path, checkpoints=EVERY_2) as trainer,
+        ):
+            await train(trainer, 6, lost_at(3, service, trainer))
+
+    assert ["completed"] == [one.outcome for one in Ledger.read(tmp_path).recoveries]
+
+
 async def test_a_block_that_is_cancelled_in_a_recovery_says_so(tmp_path: Path) -> None:
     """The state that it was in, and the attempt."""
     service, ear = FakeService(hold_s=0.01), Ear()

@@ -18,7 +18,6 @@ from tinker_async.cli.exits import one_line
 from tinker_async.cli.lazy import PortedGroup
 from tinker_async.cli.output import Column, Output, output_options
 from tinker_async.errors import (
-    AuthenticationError,
     ConfigError,
     CredentialError,
     NotFoundError,
@@ -181,8 +180,12 @@ def logout(
 ) -> None:
     """Forget the stored key. Without --revoke it stays good: delete it where it was made to end it.
 
-    --revoke cannot be undone. A key that the server could not be told of stays stored.
+    --revoke cannot be undone. A key that the server does not know, or could not be told of, stays
+    stored.
     """
+    if revoke and forget_all:
+        hint = "the server that is asked need not be that of every key"
+        raise click.UsageError(f"--revoke is for the key in use, without --all: {hint}")
     store = _store()
     default = store.default()
     keys = store.list_keys() if forget_all else [default] if default is not None else []
@@ -191,21 +194,18 @@ def logout(
     if revoke and keys and not yes:
         _ask_to_revoke(keys)
     for key in keys:
-        ended = revoke and _revoked(connection, key)
+        if revoke:
+            _revoke(connection, key)
         store.remove(key.key_id)
-        out.text(f"Forgot the key {one_line(key.name)!r}. {_STATES[revoke, ended]}")
+        state = "The server lets nobody in with it any more." if revoke else _STILL_GOOD
+        out.text(f"Forgot the key {one_line(key.name)!r}. {state}")
     if out.as_json:
         out.document(
             [{"key_id": key.key_id, "key_name": key.name, "revoked": revoke} for key in keys]
         )
 
 
-_STATES = {
-    (False, False): "It is still good until it is deleted.",
-    (True, True): "The server lets nobody in with it any more.",
-    (True, False): "The server does not know it, or not any more.",
-}
-"""By whether it was to be ended, and whether that was to do."""
+_STILL_GOOD = "It is still good until it is deleted."
 
 
 def _ask_to_revoke(keys: list[StoredKey]) -> None:
@@ -214,17 +214,13 @@ def _ask_to_revoke(keys: list[StoredKey]) -> None:
     agree(f"End {names} on the server, for every program that uses it?")
 
 
-def _revoked(connection: Connection, key: StoredKey) -> bool:
-    """End a key on the server; whether there was one to end."""
+def _revoke(connection: Connection, key: StoredKey) -> None:
+    """End a key on the server."""
 
     async def work(rest: ta.RestClient) -> None:
         await rest.revoke_api_key(key.key.reveal())
 
-    try:
-        connection.ask_as(key.key.reveal(), work)
-    except AuthenticationError:
-        return False
-    return True
+    connection.ask_as(key.key.reveal(), work)
 
 
 def _store() -> CredentialStore:

@@ -155,6 +155,7 @@ async def look_at(
                 wanted,
                 caller=rest._caller,  # noqa: SLF001  # as the durable client asks
                 now=datetime.now(UTC),
+                listed=option.listed,
             )
         on_checked(option, len(look.options))
 

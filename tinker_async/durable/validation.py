@@ -74,6 +74,7 @@ async def objection_to(
     caller: Caller,
     now: datetime,
     policy: RetryPolicy | None = None,
+    listed: Checkpoint | None = None,
 ) -> Objection | None:
     """Return why a checkpoint should not be loaded; None if nothing speaks against it.
 
@@ -85,6 +86,7 @@ async def objection_to(
         caller: What reaches the server.
         now: The time of day, aware.
         policy: When to repeat.
+        listed: As its run's listing has it; None asks for that.
 
     Raises:
         TinkerError: The server cannot be asked.
@@ -100,7 +102,8 @@ async def objection_to(
         return info
     found = _mismatch(path, info, wanted) if info is not None else None
     if found is None:
-        listed = await _listed(parsed, caller, policy)
+        if listed is None:
+            listed = await _listed(parsed, caller, policy)
         found = _leaving(path, listed, now) if listed is not None else None
     return found
 
