@@ -7,7 +7,8 @@ Cancelling a task that waits for it leaves the operation alone.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
@@ -171,12 +172,17 @@ class APIFuture(Progress, Generic[T]):
             self._changed.set()
             self._changed = None
 
-    def while_wanted(self) -> anyio.CancelScope:
-        """Return a scope for the wait for results: settling the future from outside ends it."""
-        self._results_scope = anyio.CancelScope()
-        if self._done:
-            self._results_scope.cancel()
-        return self._results_scope
+    @contextmanager
+    def while_wanted(self) -> Iterator[None]:
+        """Wrap the wait for results: settling the future from outside ends it."""
+        with anyio.CancelScope() as scope:
+            if self._done:
+                scope.cancel()
+            self._results_scope = scope
+            try:
+                yield
+            finally:
+                self._results_scope = None  # cancelling costs more than all the rest of settling
 
     def resolve(self, value: T) -> None:
         """Settle with a value; the first settlement counts."""

@@ -305,9 +305,12 @@ class Submissions:
     async def _carry_out(
         self, future: SampleFuture, work: Callable[[], Awaitable[SampleResponse]]
     ) -> None:
+        response: SampleResponse | None = None
         try:
             with future.while_wanted():
-                future.resolve(await work())
+                response = await work()
+            if response is not None:
+                future.resolve(response)
         except TinkerError as error:
             future.fail(error)
         finally:

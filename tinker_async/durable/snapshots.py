@@ -104,9 +104,9 @@ class Reference:
         return self._data
 
 
-_MOST_LOOKED_AT = 32
+_MOST_LOOKED_AT = 16
 """Data of a batch whose sizes and numbers stand for those of all."""
-_MOST_ARRAYS = 16
+_MOST_ARRAYS = 8
 
 
 def _arrays(datum: Datum) -> Iterator[npt.NDArray[Any]]:
