@@ -21,8 +21,9 @@ COMPAT := compat-0.4.1 compat-0.16.1 compat-0.24.1 compat-0.25.0
 demo: $(VENV)/.demo
 	$(BIN)/tinker-async demo --model $(MODEL) --backend $(BACKEND) --out $(OUT)
 
+# In the order of the files: with the largest ones first, the slow ones would come together at the end.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Official clients of other ages against our servers, each in its own small environment; and the
 # real model's weights against transformers' own reading of its file.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
+import signal
 import struct
+import subprocess
 import termios
 from fcntl import ioctl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.conftest import TIMEOUT_S
 
@@ -15,6 +18,18 @@ if TYPE_CHECKING:
     from cli.conftest import Cli
 
 ROWS, COLUMNS = 50, 160
+
+
+def interrupt(process: subprocess.Popen[Any]) -> None:
+    """Press Ctrl-C until a process that waits for a line ends.
+
+    A signal that comes just before Python reads the line is not noticed by the read.
+    """
+    for wait_s in (5, TIMEOUT_S):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+            break
 
 
 class Terminal:

@@ -10,6 +10,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cli.terminal import interrupt
 from cli.test_sample import TEMPLATE, chat_model, wait_for
 from tokenizers import Tokenizer
 
@@ -184,7 +185,7 @@ def test_ctrl_d_ends_a_talk_cleanly(terminal: Terminal, service: FakeService) ->
 def test_ctrl_c_at_the_prompt_ends_cleanly(terminal: Terminal, service: FakeService) -> None:
     """With the code of an interruption; the session is still ended in order."""
     terminal.read_until(b"> ")
-    os.kill(terminal.child.pid, signal.SIGINT)
+    interrupt(terminal.child)
     code, seen = terminal.end()
     assert 130 == code, seen
     assert b"Traceback" not in seen

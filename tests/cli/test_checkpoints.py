@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli.conftest import KEY, TIMEOUT_S
 from cli.seeding import Seeded, seed
-from cli.terminal import Terminal
+from cli.terminal import Terminal, interrupt
 
 from tinker_async.testing import FakeService, faults
 
@@ -296,11 +294,7 @@ def test_ctrl_c_at_the_question_deletes_nothing(
     """130, as everywhere."""
     terminal = Terminal(cli, "checkpoint", "delete", seeded.sampler)
     terminal.until("[y/N]: ")
-    for wait_s in (5, TIMEOUT_S):  # a signal just before the read is not noticed by it
-        terminal.process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            terminal.process.wait(wait_s)
-            break
+    interrupt(terminal.process)
 
     assert 130 == terminal.end()[0]
     assert seeded.paths == left(service)
