@@ -1,6 +1,6 @@
 """The folder of a durable training, to be looked at: what is on record, and who trains there.
 
-The rule: nothing in it is changed, not even its lock.
+The rule: nothing in it is changed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tinker_async as ta
-from tinker_async.durable.ledger import LOCK, _lock
+from tinker_async.durable.ledger import is_in_use
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def folder_of(text: str) -> Folder | None:
     """
     path = Path(text)
     if path.is_dir():
-        return Folder(path, ta.Ledger.read(path), _in_use(path))
+        return Folder(path, ta.Ledger.read(path), is_in_use(path))
     if "://" not in text and ("/" in text or os.sep in text):
         raise ta.InvalidInputError(
             f"RUN: there is no folder {text}",
@@ -52,18 +52,3 @@ def folder_of(text: str) -> Folder | None:
             hint="give a training run's id, or the folder of a durable training",
         )
     return None
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether somebody holds the ledger's lock; it is let go again at once."""
-    try:
-        fd = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:  # nobody ever wrote here, or we may not: nothing to be found out
-        return False
-    try:
-        _lock(fd)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False

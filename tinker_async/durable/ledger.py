@@ -31,7 +31,7 @@ from tinker_async.durable.records import (
 from tinker_async.errors import InvalidInputError, LedgerError
 
 FILE = "ledger.jsonl"
-LOCK = "ledger.lock"
+_LOCK = "ledger.lock"
 _SHOWN_PID_BYTES = 20
 
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
@@ -384,7 +384,7 @@ class _Lock:
     """The right to write: a lock that the system takes back when its owner dies."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / LOCK
+        path = folder / _LOCK
         self._fd = -1
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -410,6 +410,21 @@ class _Lock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def is_in_use(run_dir: str | os.PathLike[str]) -> bool:
+    """Return whether a program trains in a folder: its lock is taken for a moment, and let go."""
+    try:
+        fd = os.open(Path(run_dir) / _LOCK, os.O_RDWR)
+    except OSError:  # nobody ever wrote here, or we may not: nothing to be found out
+        return False
+    try:
+        _lock(fd)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 if sys.platform == "win32":

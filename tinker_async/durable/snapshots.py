@@ -25,25 +25,29 @@ from tinker_async.errors import InvalidInputError
 from tinker_async.wire.training import decode_forward_backward, encode_forward_backward
 
 
-def _memory(data: Sequence[Datum]) -> tuple[bytes, int]:
-    """Return a copy of all memory in the data that somebody could write to, in one order.
+def _arrays(datum: Datum) -> Iterator[npt.NDArray[Any]]:
+    """Yield all memory of a datum that somebody could write to, in one order."""
+    for chunk in datum.model_input.chunks:
+        if type(chunk) is EncodedTextChunk:
+            yield chunk.tokens
+    for tensor in datum.loss_fn_inputs.values():
+        yield tensor.data
+        crow, col = tensor.sparse_crow_indices, tensor.sparse_col_indices
+        if crow is not None and col is not None:
+            yield crow
+            yield col
 
-    Also the size of the files among them in bytes, which nobody can write to.
-    """
-    arrays: list[Any] = []
-    file_bytes = 0
-    for datum in data:
-        for chunk in datum.model_input.chunks:
-            if type(chunk) is EncodedTextChunk:
-                arrays.append(chunk.tokens)
-            else:
-                file_bytes += chunk.nbytes
-        for tensor in datum.loss_fn_inputs.values():
-            arrays.append(tensor.data)
-            crow, col = tensor.sparse_crow_indices, tensor.sparse_col_indices
-            if crow is not None and col is not None:
-                arrays += (crow, col)
-    return b"".join(arrays), file_bytes
+
+def _file_bytes(datum: Datum) -> int:
+    """Return the size of the files in a datum, which nobody can write to."""
+    chunks = datum.model_input.chunks
+    return sum(chunk.nbytes for chunk in chunks if type(chunk) is not EncodedTextChunk)
+
+
+def _memory(data: Sequence[Datum]) -> bytes:
+    """Return a copy of all memory in the data that somebody could write to."""
+    arrays: list[Any] = [array for datum in data for array in _arrays(datum)]
+    return b"".join(arrays)
 
 
 class Snapshot:
@@ -58,13 +62,13 @@ class Snapshot:
 
     def __init__(self, data: Sequence[Datum]) -> None:
         self._data = tuple(data)
-        self._bytes, file_bytes = _memory(self._data)
-        self.nbytes = 2 * len(self._bytes) + file_bytes
+        self._bytes = _memory(self._data)
+        self.nbytes = 2 * len(self._bytes) + sum(map(_file_bytes, self._data))
         """Memory that it keeps alive, about."""
 
     def data(self) -> tuple[Datum, ...]:
         """Return the data as they were: the caller's own while they are unchanged."""
-        if _memory(self._data)[0] == self._bytes:
+        if _memory(self._data) == self._bytes:
             return self._data
         reader = _Reader(self._bytes)
         return tuple(_as_it_was(datum, reader) for datum in self._data)
@@ -81,7 +85,7 @@ class Reference:
 
     def __init__(self, data: Sequence[Datum]) -> None:
         self._data = tuple(data)
-        looked_at = self._data[:: -(-len(self._data) // _MOST_LOOKED_AT)]
+        looked_at = self._looked_at()
         arrays = [array for datum in looked_at for array in _arrays(datum)]
         self._numbers = _numbers(arrays)
         nbytes = sum(array.nbytes for array in arrays) + sum(map(_file_bytes, looked_at))
@@ -94,8 +98,8 @@ class Reference:
         Raises:
             InvalidInputError: They were changed in place.
         """
-        looked_at = self._data[:: -(-len(self._data) // _MOST_LOOKED_AT)]
-        if _numbers([array for datum in looked_at for array in _arrays(datum)]) != self._numbers:
+        arrays = [array for datum in self._looked_at() for array in _arrays(datum)]
+        if _numbers(arrays) != self._numbers:
             raise InvalidInputError(
                 "data: were changed in place after the call, so it cannot be repeated",
                 field="data",
@@ -103,23 +107,13 @@ class Reference:
             )
         return self._data
 
+    def _looked_at(self) -> tuple[Datum, ...]:
+        return self._data[:: -(-len(self._data) // _MOST_LOOKED_AT)]
+
 
 _MOST_LOOKED_AT = 16
 """Data of a batch whose sizes and numbers stand for those of all."""
 _MOST_ARRAYS = 8
-
-
-def _arrays(datum: Datum) -> Iterator[npt.NDArray[Any]]:
-    for chunk in datum.model_input.chunks:
-        if type(chunk) is EncodedTextChunk:
-            yield chunk.tokens
-    for tensor in datum.loss_fn_inputs.values():
-        yield tensor.data
-
-
-def _file_bytes(datum: Datum) -> int:
-    chunks = datum.model_input.chunks
-    return sum(chunk.nbytes for chunk in chunks if type(chunk) is not EncodedTextChunk)
 
 
 def _numbers(arrays: Sequence[npt.NDArray[Any]]) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from tinker_async.api import endpoints
 from tinker_async.api.progress import DEFAULT, Timeout
 from tinker_async.api.retry import RetryPolicy
+from tinker_async.data.paths import CheckpointPath
 from tinker_async.data.records import Checkpoint, CheckpointsListResponse, Cursor
 from tinker_async.errors import ConflictError, NotFoundError
 from tinker_async.rest import arguments
@@ -107,13 +108,7 @@ class CheckpointCalls(Asking):
             NotFoundError: There is no such checkpoint.
         """
         path = arguments.checkpoint(training_run_id, checkpoint_id)
-        await self._tell(
-            "delete_checkpoint",
-            endpoints.delete_checkpoint(path.training_run_id, path.checkpoint_id),
-            timeout=timeout,
-            retry=retry,
-            already=NotFoundError,
-        )
+        await self._delete("delete_checkpoint", path, timeout, retry)
 
     async def delete_checkpoint_from_tinker_path(
         self,
@@ -129,13 +124,7 @@ class CheckpointCalls(Asking):
             NotFoundError: There is no such checkpoint.
         """
         path = arguments.path(tinker_path)
-        await self._tell(
-            "delete_checkpoint_from_tinker_path",
-            endpoints.delete_checkpoint(path.training_run_id, path.checkpoint_id),
-            timeout=timeout,
-            retry=retry,
-            already=NotFoundError,
-        )
+        await self._delete("delete_checkpoint_from_tinker_path", path, timeout, retry)
 
     async def publish_checkpoint_from_tinker_path(
         self,
@@ -151,13 +140,8 @@ class CheckpointCalls(Asking):
             NotFoundError: There is no such checkpoint.
             ConflictError: It is public already.
         """
-        path = arguments.path(tinker_path)
-        await self._tell(
-            "publish_checkpoint_from_tinker_path",
-            endpoints.publish(path.training_run_id, path.checkpoint_id, public=True),
-            timeout=timeout,
-            retry=retry,
-            already=ConflictError,
+        await self._set_public(
+            "publish_checkpoint_from_tinker_path", tinker_path, True, timeout, retry
         )
 
     async def unpublish_checkpoint_from_tinker_path(
@@ -174,14 +158,31 @@ class CheckpointCalls(Asking):
             NotFoundError: There is no such checkpoint.
             ConflictError: It is private already.
         """
-        path = arguments.path(tinker_path)
-        await self._tell(
-            "unpublish_checkpoint_from_tinker_path",
-            endpoints.publish(path.training_run_id, path.checkpoint_id, public=False),
-            timeout=timeout,
-            retry=retry,
-            already=ConflictError,
+        await self._set_public(
+            "unpublish_checkpoint_from_tinker_path", tinker_path, False, timeout, retry
         )
+
+    async def _delete(
+        self,
+        operation: str,
+        path: CheckpointPath,
+        timeout: Timeout,  # noqa: ASYNC109  # the public methods' argument, as it is
+        retry: RetryPolicy | None,
+    ) -> None:
+        endpoint = endpoints.delete_checkpoint(path.training_run_id, path.checkpoint_id)
+        await self._tell(operation, endpoint, timeout=timeout, retry=retry, already=NotFoundError)
+
+    async def _set_public(
+        self,
+        operation: str,
+        tinker_path: str,
+        public: bool,
+        timeout: Timeout,  # noqa: ASYNC109  # as above
+        retry: RetryPolicy | None,
+    ) -> None:
+        path = arguments.path(tinker_path)
+        endpoint = endpoints.publish(path.training_run_id, path.checkpoint_id, public=public)
+        await self._tell(operation, endpoint, timeout=timeout, retry=retry, already=ConflictError)
 
     async def set_checkpoint_ttl_from_tinker_path(
         self,
